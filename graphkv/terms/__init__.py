@@ -1,0 +1,1 @@
+"""The words all floors share: policy, catalogue, shapes, selection, rope and errors. Standard library only."""

@@ -1,0 +1,263 @@
+"""Policy and Graph: which tokens to keep and how to choose them, as frozen values that are valid once constructed.
+
+One class for the caller, the wire, the server and the algorithm. Standard library only; computes no score.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
+from graphkv.terms.errors import invalid, unknown_name
+
+__all__ = ["Graph", "Policy"]
+
+_FINGERPRINT_VERSION = "1:"  # a changed default needs a new prefix: answers are compared by it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """How kept tokens lower (or raise) the scores of their look-alikes (GraphKV, arXiv:2509.00388).
+
+    source_ratio: sources as a share of the budget, in [0, 1].
+    neighbors: per source; "auto" = ceil(budget / sources), an int >= 1, or None = every one at or above `threshold`.
+    threshold: the least cosine of a neighbor, in [0, 1]; must be > 0 where `neighbors` is None.
+    candidates: only the best `candidates` x budget tokens take part (>= 1), or None = all of them.
+    similarity: "post_rope" or "pre_rope" (needs `rope=` or `similarity_keys=` with the call).
+    rounds: 0..64. strength: in [0, 1]; "evict" ignores it. signal: "decay", "enhance" or "evict".
+    update: "product", "additive" (rounds 1 only) or "sequential" (decay only; ignores source_ratio, neighbors,
+    threshold and rounds).
+    Raises InvalidInputError naming the field, e.g. `graph.strength`.
+    """
+
+    source_ratio: float = 0.3
+    neighbors: int | Literal["auto"] | None = None
+    threshold: float = 0.9
+    candidates: float | None = 4.0
+    similarity: str = "post_rope"
+    rounds: int = 1
+    strength: float = 1.0
+    signal: str = "decay"
+    update: str = "product"
+
+    def __post_init__(self) -> None:
+        for name, table in (("similarity", SIMILARITIES), ("signal", SIGNALS), ("update", UPDATES)):
+            _named(f"graph.{name}", getattr(self, name), table)
+        for name in ("source_ratio", "threshold", "strength"):
+            _set(self, name, _real(f"graph.{name}", getattr(self, name), 0.0, 1.0, "a number in [0, 1]"))
+        if self.candidates is not None:
+            allowed = "a number >= 1, or None for all"
+            _set(self, "candidates", _real("graph.candidates", self.candidates, 1.0, math.inf, allowed))
+        _set(self, "rounds", _whole("graph.rounds", self.rounds, 0, 64, "an integer from 0 to 64"))
+        if self.neighbors is not None and self.neighbors != "auto":
+            allowed = 'an integer >= 1, "auto", or None for every one at or above the threshold'
+            _set(self, "neighbors", _whole("graph.neighbors", self.neighbors, 1, None, allowed))
+        if self.update == "sequential":
+            if self.signal != "decay":
+                raise invalid("graph.signal", self.signal, '"decay" where update is "sequential"')
+        elif self.neighbors is None and self.threshold == 0.0:
+            raise invalid("graph.threshold", self.threshold, "> 0 where neighbors is None")
+        if self.update == "additive" and self.rounds != 1:
+            raise invalid("graph.rounds", self.rounds, '1 where update is "additive"')
+
+    @property
+    def propagates(self) -> bool:
+        """Whether any score can change; where not, the answer is exactly the base method's."""
+        if self.strength == 0.0 and self.signal != "evict":
+            return False
+        return self.update == "sequential" or (self.source_ratio > 0.0 and self.rounds > 0)
+
+    def source_count(self, budget: int, at_most: int) -> int:
+        """K: the best `source_ratio` x `budget` candidates, never more than `at_most` (B_sel, C and the contenders)."""
+        if self.source_ratio == 0.0:
+            return 0
+        return min(max(1, math.floor(self.source_ratio * budget + 1e-9)), at_most)
+
+    def neighbor_count(self, budget: int, sources: int) -> int | None:
+        """m: how many neighbors a source has at most; None = no limit but the threshold."""
+        return -(-budget // max(1, sources)) if self.neighbors == "auto" else self.neighbors  # type: ignore[return-value]
+
+    def candidate_count(self, budget: int, contended: int) -> int | None:
+        """C: how many of the best contenders take part; None = all. `contended` is B_sel, the least that makes sense."""
+        if self.candidates is None:
+            return None
+        return max(contended, math.ceil(self.candidates * budget - 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which tokens each KV head keeps.
+
+    budget: tokens kept per KV head and layer, always-kept ones included (int >= 1), or the share kept (float in
+    (0, 1]); the type decides: 1 is one token, 1.0 is all of them.
+    scorer, budget_allocation, granularity: names from `graphkv.terms.catalogue`.
+    window: the observation window, the last tokens of the prompt, always kept; None = the scorer's own (snapkv 32).
+    pool_width, pooling: the smoothing of scorers that smooth; None = the scorer's own (snapkv 7); odd; "avg" or "max".
+    sinks: how many first tokens are always kept; None = the scorer's own.
+    page_align: round each layer's budget up so that a whole number of pages of this many tokens is dropped.
+    graph: the propagation on top of the scores, or None for the base method alone.
+    Raises InvalidInputError naming the field, what was given and what is allowed.
+    """
+
+    budget: int | float
+    scorer: str = "snapkv"
+    budget_allocation: str = "uniform"
+    window: int | None = None
+    pool_width: int | None = None
+    pooling: str = "avg"
+    sinks: int | None = None
+    granularity: str = "head"
+    page_align: int | None = None
+    graph: Graph | None = field(default_factory=Graph)
+
+    def __post_init__(self) -> None:
+        _set(self, "budget", _budget(self.budget))
+        named = (("scorer", SCORERS), ("budget_allocation", BUDGETS), ("granularity", GRANULARITIES), ("pooling", POOLINGS))
+        for name, table in named:
+            _named(name, getattr(self, name), table)
+        if self.window is not None:
+            least = 1 if SCORERS[self.scorer].reads_attention else 0
+            _set(self, "window", _whole("window", self.window, least, None, f"an integer >= {least}, or None"))
+        if self.sinks is not None:
+            _set(self, "sinks", _whole("sinks", self.sinks, 0, None, "an integer >= 0, or None"))
+        if self.page_align is not None:
+            _set(self, "page_align", _whole("page_align", self.page_align, 1, None, "an integer >= 1, or None"))
+        if self.pool_width is not None:
+            _set(self, "pool_width", _whole("pool_width", self.pool_width, 1, None, "an odd integer >= 1, or None"))
+            if self.pool_width % 2 == 0:
+                raise invalid("pool_width", self.pool_width, "an odd integer >= 1, or None")
+        if self.graph is not None and not isinstance(self.graph, Graph):
+            raise invalid("graph", self.graph, "a Graph, or None for the base method alone")
+
+    @classmethod
+    def paper(cls, budget: int | float, *, rounds: int = 1, **fields: Any) -> "Policy":
+        """GraphKV as published (arXiv:2509.00388): 0.3 x budget sources, among all tokens, no threshold, full strength."""
+        return cls(budget, graph=Graph(neighbors="auto", threshold=0.0, candidates=None, rounds=rounds), **fields)
+
+    @classmethod
+    def sequential(cls, budget: int | float, *, strength: float = 0.1, **fields: Any) -> "Policy":
+        """The setting that measured best on SnapKV (docs/algorithm.md): needs `rope=` or `similarity_keys=`."""
+        graph = Graph(update="sequential", similarity="pre_rope", strength=strength, candidates=2.0)
+        return cls(budget, graph=graph, **{"sinks": 4, **fields})
+
+    @classmethod
+    def snapkv(cls, budget: int | float, **fields: Any) -> "Policy":
+        """SnapKV alone (arXiv:2404.14469), without a graph."""
+        return cls(budget, graph=None, **fields)
+
+    @classmethod
+    def pyramidkv(cls, budget: int | float, **fields: Any) -> "Policy":
+        """PyramidKV alone (arXiv:2406.02069): SnapKV's scores, a budget that falls from layer to layer, no graph."""
+        return cls(budget, budget_allocation="pyramid", graph=None, **fields)
+
+    def tokens(self, num_tokens: int) -> int:
+        """B for a prompt of `num_tokens`: the budget itself, or its share of the prompt (at least one token)."""
+        if isinstance(self.budget, int):
+            return self.budget
+        return max(1, math.floor(self.budget * num_tokens + 1e-9))
+
+    def observation_window(self, *, caller_scores: bool = False) -> int:
+        """w: the last tokens, always kept. With the caller's own scores the scorer's default does not apply."""
+        if self.window is not None:
+            return self.window
+        return 0 if caller_scores else SCORERS[self.scorer].window
+
+    @property
+    def effective_pool_width(self) -> int:
+        """The width of the pooling, the scorer's own where `pool_width` is None; 1 where the scorer does not pool."""
+        default = SCORERS[self.scorer].pool_width
+        return 1 if default is None else self.pool_width or default
+
+    @property
+    def effective_sinks(self) -> int:
+        """How many first tokens are always kept, the scorer's own where `sinks` is None."""
+        return SCORERS[self.scorer].sinks if self.sinks is None else self.sinks
+
+    @property
+    def needs_rope(self) -> bool:
+        """Whether a call must bring `rope=` or `similarity_keys=`."""
+        return self.graph is not None and self.graph.propagates and self.graph.similarity == "pre_rope"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal exactly for policies that differ in no field; stable between releases."""
+        changed = json.dumps(self._changed(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256((_FINGERPRINT_VERSION + changed).encode()).hexdigest()[:16]
+
+    def _changed(self) -> dict[str, Any]:
+        terms = SCORERS[self.scorer]
+        usual = {**_defaults(Policy), "pool_width": self.pool_width if self.pool_width == terms.pool_width else None}
+        usual["sinks"] = self.sinks if self.sinks == terms.sinks else None
+        changed = {name: value for name, value in self.to_dict().items() if name == "budget" or value != usual.get(name)}
+        if self.graph is not None:
+            usual = _defaults(Graph)
+            graph = {name: value for name, value in changed.pop("graph").items() if value != usual[name]}
+            if graph:
+                changed["graph"] = graph
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values; `Policy.from_dict` gives the same policy back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Policy":
+        """The policy of `to_dict`. A field it does not know, or a bad value, raises InvalidInputError naming it."""
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise unknown_name("policy field", name, known)
+        if "budget" not in fields:
+            raise invalid("budget", None, "given: tokens or the share kept")
+        values = dict(fields)
+        graph = values.get("graph")
+        if isinstance(graph, Mapping):
+            known = {entry.name for entry in dataclasses.fields(Graph)}
+            for name in graph:
+                if name not in known:
+                    raise unknown_name("graph field", name, known)
+            values["graph"] = Graph(**graph)
+        return cls(**values)
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    return {entry.name: entry.default for entry in dataclasses.fields(kind) if entry.default is not dataclasses.MISSING}
+
+
+def _set(target: object, name: str, value: object) -> None:
+    object.__setattr__(target, name, value)  # frozen: only construction writes
+
+
+def _budget(given: object) -> int | float:
+    allowed = "a positive integer (tokens) or a ratio in (0, 1] (the share kept)"
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool) and int(given) >= 1:
+        return int(given)
+    if isinstance(given, numbers.Real) and not isinstance(given, numbers.Integral) and 0.0 < float(given) <= 1.0:
+        return float(given)
+    raise invalid("budget", given, allowed)
+
+
+def _whole(name: str, given: object, least: int, most: int | None, allowed: str) -> int:
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool):
+        value = int(given)
+        if value >= least and (most is None or value <= most):
+            return value
+    raise invalid(name, given, allowed)
+
+
+def _real(name: str, given: object, least: float, most: float, allowed: str) -> float:
+    if isinstance(given, numbers.Real) and not isinstance(given, bool):
+        value = float(given)
+        if least <= value <= most and math.isfinite(value):
+            return value
+    raise invalid(name, given, allowed)
+
+
+def _named(argument: str, given: object, table: Mapping[str, object]) -> None:
+    if not isinstance(given, str) or given not in table:
+        raise unknown_name(argument, given, table)

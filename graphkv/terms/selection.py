@@ -1,0 +1,116 @@
+"""What a call answers: the tokens to keep, layer by layer, and what it took to find them.
+
+Arrays are whatever kind the caller gave (numpy or torch); nothing here computes with them beyond `dropped`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphkv.terms.errors import Reason, invalid
+from graphkv.terms.policy import Policy
+
+__all__ = ["LayerSelection", "Selection", "Summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSelection:
+    """The tokens one layer of one prompt keeps.
+
+    indices: int32 [Hkv, B], ascending, slots of the keys that were given; numpy or torch as the input was, on its
+    device. Where some KV head has fewer than B tokens to keep (scores of -inf), a list of Hkv int32 arrays instead.
+    num_tokens: n of the keys the indices are for. fingerprint: of the policy. Both are the fence: see `check`.
+    kept_score_ratio: the share of the base score's mass that is kept, in [0, 1].
+    changed: how many kept tokens the same policy without a graph would not have kept, summed over the layer's KV heads.
+    importance: the scorer that ran, or "scores" where the caller's own were used. exact: nothing was rounded on the way.
+    """
+
+    layer: int
+    indices: Any
+    num_tokens: int
+    kept_score_ratio: float
+    changed: int
+    importance: str
+    fingerprint: str
+    prompt: int = 0
+    exact: bool = True
+
+    def check(self, *, num_tokens: int, policy: Policy | None = None) -> None:
+        """Raises InvalidInputError (FINGERPRINT) unless this answers a cache of `num_tokens` (and this `policy`)."""
+        if num_tokens != self.num_tokens:
+            raise invalid("num_tokens", num_tokens, f"{self.num_tokens}, which this selection is for", reason=Reason.FINGERPRINT)
+        if policy is not None and policy.fingerprint != self.fingerprint:
+            allowed = f"the one this selection is for, {self.fingerprint}"
+            raise invalid("policy", policy.fingerprint, allowed, reason=Reason.FINGERPRINT)
+
+    def dropped(self) -> list[list[tuple[int, int]]]:
+        """The tokens not kept, as ascending ranges (start, stop), one list a KV head."""
+        return [list(_gaps(row.tolist(), self.num_tokens)) for row in self.indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a call took.
+
+    sent_bytes: tensor bytes that travelled to the service (0 in-process). encoding: how numbers were written.
+    transport: "in_process", "tcp". where: the replica that answered, or "local". seconds: by phase, e.g. "compute".
+    """
+
+    request_id: str = ""
+    sent_bytes: int = 0
+    encoding: str = "exact"
+    transport: str = "in_process"
+    where: str = "local"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The answer for one prompt: `indices[layer]` is int32 [Hkv, B], ascending."""
+
+    layers: tuple[LayerSelection, ...]
+    summary: Summary = field(default_factory=Summary)
+
+    @property
+    def indices(self) -> list[Any]:
+        """One entry a layer; see `LayerSelection.indices`. Layers may differ in B (pyramid budgets)."""
+        return [layer.indices for layer in self.layers]
+
+    @property
+    def num_tokens(self) -> int:
+        """n of the keys the indices are for."""
+        return self.layers[0].num_tokens
+
+    @property
+    def kept_score_ratio(self) -> list[float]:
+        """The share of the base score's mass that is kept, per layer."""
+        return [layer.kept_score_ratio for layer in self.layers]
+
+    @property
+    def changed(self) -> list[int]:
+        """How many kept tokens the graph changed, per layer."""
+        return [layer.changed for layer in self.layers]
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was rounded on the way."""
+        return all(layer.exact for layer in self.layers)
+
+    def check(self, *, num_tokens: int, policy: Policy | None = None) -> None:
+        """The fence: raises InvalidInputError (FINGERPRINT) unless this answers a cache of `num_tokens` (and `policy`)."""
+        for layer in self.layers:
+            layer.check(num_tokens=num_tokens, policy=policy)
+
+    def __iter__(self) -> Iterator[LayerSelection]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def _gaps(kept: list[int], num_tokens: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    for token in [*kept, num_tokens]:
+        if token > start:
+            yield start, token
+        start = token + 1

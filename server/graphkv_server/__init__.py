@@ -1,0 +1,1 @@
+"""graphkv_server."""
