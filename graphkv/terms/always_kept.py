@@ -9,7 +9,9 @@ __all__ = ["always_kept", "check_pinned", "count", "merge"]
 Range = tuple[int, int]
 
 
-def always_kept(num_tokens: int, budget: int, *, pinned: Sequence[Range] = (), sinks: int = 0, window: int = 0) -> tuple[Range, ...]:
+def always_kept(
+    num_tokens: int, budget: int, *, pinned: Sequence[Range] = (), sinks: int = 0, window: int = 0
+) -> tuple[Range, ...]:
     """The always-kept tokens as disjoint, ascending ranges (start, stop), each token once.
 
     The union of `pinned`, the first `sinks` and the last min(`window`, n) tokens. If that is more than `budget`: the

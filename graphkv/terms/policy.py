@@ -80,7 +80,7 @@ class Graph:
 
     def neighbor_count(self, budget: int, sources: int) -> int | None:
         """m: how many neighbors a source has at most; None = no limit but the threshold."""
-        return -(-budget // max(1, sources)) if self.neighbors == "auto" else self.neighbors  # type: ignore[return-value]
+        return -(-budget // max(1, sources)) if self.neighbors == "auto" else self.neighbors
 
     def candidate_count(self, budget: int, contended: int) -> int | None:
         """C: how many of the best contenders take part; None = all. `contended` is B_sel, the least that makes sense."""
@@ -235,27 +235,31 @@ def _set(target: object, name: str, value: object) -> None:
 
 def _budget(given: object) -> int | float:
     allowed = "a positive integer (tokens) or a ratio in (0, 1] (the share kept)"
-    if isinstance(given, numbers.Integral) and not isinstance(given, bool) and int(given) >= 1:
-        return int(given)
-    if isinstance(given, numbers.Real) and not isinstance(given, numbers.Integral) and 0.0 < float(given) <= 1.0:
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        raise invalid("budget", given, allowed)
+    if isinstance(given, numbers.Integral):
+        return _whole("budget", given, 1, None, allowed)
+    if 0.0 < float(given) <= 1.0:
         return float(given)
     raise invalid("budget", given, allowed)
 
 
 def _whole(name: str, given: object, least: int, most: int | None, allowed: str) -> int:
-    if isinstance(given, numbers.Integral) and not isinstance(given, bool):
-        value = int(given)
-        if value >= least and (most is None or value <= most):
-            return value
-    raise invalid(name, given, allowed)
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral):
+        raise invalid(name, given, allowed)
+    value = int(given)
+    if value < least or (most is not None and value > most):
+        raise invalid(name, given, allowed)
+    return value
 
 
 def _real(name: str, given: object, least: float, most: float, allowed: str) -> float:
-    if isinstance(given, numbers.Real) and not isinstance(given, bool):
-        value = float(given)
-        if least <= value <= most and math.isfinite(value):
-            return value
-    raise invalid(name, given, allowed)
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        raise invalid(name, given, allowed)
+    value = float(given)
+    if not (least <= value <= most and math.isfinite(value)):
+        raise invalid(name, given, allowed)
+    return value
 
 
 def _named(argument: str, given: object, table: Mapping[str, object]) -> None:

@@ -38,7 +38,9 @@ class LayerSelection:
     def check(self, *, num_tokens: int, policy: Policy | None = None) -> None:
         """Raises InvalidInputError (FINGERPRINT) unless this answers a cache of `num_tokens` (and this `policy`)."""
         if num_tokens != self.num_tokens:
-            raise invalid("num_tokens", num_tokens, f"{self.num_tokens}, which this selection is for", reason=Reason.FINGERPRINT)
+            raise invalid(
+                "num_tokens", num_tokens, f"{self.num_tokens}, which this selection is for", reason=Reason.FINGERPRINT
+            )
         if policy is not None and policy.fingerprint != self.fingerprint:
             allowed = f"the one this selection is for, {self.fingerprint}"
             raise invalid("policy", policy.fingerprint, allowed, reason=Reason.FINGERPRINT)

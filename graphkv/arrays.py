@@ -1,0 +1,55 @@
+"""Arrays as callers have them (numpy, torch, anything with DLPack) as torch tensors, and answers back in their kind."""
+
+from typing import Any
+
+import torch
+import torch.utils.dlpack
+
+from graphkv.terms.errors import Reason, invalid
+
+__all__ = ["heads_first", "like", "to_torch"]
+
+FLOATS = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+
+
+def to_torch(argument: str, array: Any) -> torch.Tensor:
+    """The array as a torch tensor that shares its memory; a numpy bfloat16 (ml_dtypes) is read as torch's."""
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    dtype = getattr(array, "dtype", None)
+    if getattr(dtype, "name", None) == "bfloat16" and hasattr(array, "__array_interface__"):
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    if hasattr(array, "__array_interface__"):
+        writable = array if array.flags.writeable else array.copy()  # torch warns about read-only memory
+        return torch.from_numpy(writable)
+    if hasattr(array, "__dlpack__"):
+        return torch.utils.dlpack.from_dlpack(array)
+    raise invalid(
+        argument, type(array).__name__, "a numpy array, a torch tensor or an array with DLPack", reason=Reason.BAD_SHAPE
+    )
+
+
+def floating(argument: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, if its dtype is one of ours; an error naming the argument otherwise."""
+    if tensor.dtype not in FLOATS:
+        raise invalid(argument, str(tensor.dtype), "float64, float32, float16, bfloat16 or float8", reason=Reason.BAD_SHAPE)
+    return tensor
+
+
+def heads_first(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """`[..., heads, tokens, d]` as a view, whatever the layout: "HND" or "NHD"."""
+    return tensor.transpose(-3, -2) if layout == "NHD" else tensor
+
+
+def like(answer: torch.Tensor, given: Any) -> Any:
+    """The answer in the caller's kind: torch on its device for torch and DLPack, numpy for numpy."""
+    if isinstance(given, torch.Tensor) or not hasattr(given, "__array_interface__"):
+        return answer
+    return answer.cpu().numpy()

@@ -1,0 +1,67 @@
+"""One-shot propagation in bounded memory: a block of sources against all candidates at a time, cosines in float32.
+
+The m-th neighbor is exact: `top_tokens` decides ties to the lower index. Factors multiply in float64, best source first.
+"""
+
+import torch
+
+from graphkv.kernels.products import products
+from graphkv.kernels.top_tokens.chunked import top_tokens
+from graphkv.rows import Row
+from graphkv.terms.policy import Graph
+
+__all__ = ["decay"]
+
+SAME = 1.0 - 2.0**-16
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
+_BLOCK = 64  # sources at a time
+
+
+def decay(row: Row, graph: Graph) -> torch.Tensor:
+    """float64 [C]: the updated scores; see `naive`."""
+    is_source = top_tokens(row.scores[None], row.sources)[0]
+    places = is_source.nonzero()[:, 0]
+    best_first = torch.sort(row.scores[places], descending=True, stable=True).indices
+    sources = places[best_first]
+    unit = row.unit_keys()
+    signal = torch.full_like(row.scores, 0.0 if graph.update == "additive" else 1.0)
+    touched = torch.zeros_like(is_source)
+    sign = 1.0 if graph.signal == "enhance" else -1.0
+    for start in range(0, sources.shape[0], _BLOCK):
+        edges = _edges(unit[sources[start : start + _BLOCK]], unit, is_source, row.neighbors, graph.threshold)
+        touched |= (edges > 0.0).any(dim=0)
+        for edge in edges:
+            sent = edge.to(torch.float64).mul_(sign * graph.strength)
+            if graph.update == "additive":
+                signal += sent
+            else:
+                signal *= sent.add_(1.0)
+    if graph.signal == "evict":
+        return _evicted(row.scores, touched)
+    if graph.update == "additive":
+        return (row.scores + signal * row.scores).clamp_(max=FLOAT32_MAX)
+    factor = signal.pow(graph.rounds).clamp_(max=1e300)  # finite, so that 0 stays 0
+    return (row.scores * factor).clamp_(max=FLOAT32_MAX)
+
+
+def _edges(
+    sources: torch.Tensor, unit: torch.Tensor, is_source: torch.Tensor, most: int | None, threshold: float
+) -> torch.Tensor:
+    """float32 [block, C]: each source's similarity to its neighbors, 0 to all others."""
+    edges = products(sources, unit).clamp_(0.0, 1.0)
+    edges.masked_fill_(edges >= SAME, 1.0)
+    edges.masked_fill_(is_source, 0.0)
+    edges.masked_fill_(edges < threshold, 0.0)
+    if most is not None and most < unit.shape[0]:
+        edges.masked_fill_(~top_tokens(edges, most), 0.0)
+    return edges
+
+
+def _evicted(scores: torch.Tensor, touched: torch.Tensor) -> torch.Tensor:
+    """Evicted tokens below all others, their order kept: -1 - rank among the evicted."""
+    updated = scores.clone()
+    places = touched.nonzero()[:, 0]
+    order = torch.sort(scores[places], descending=True, stable=True).indices
+    ranks = torch.arange(places.shape[0], dtype=torch.float64, device=scores.device)
+    updated[places[order]] = -1.0 - ranks
+    return updated

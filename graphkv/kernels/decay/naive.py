@@ -1,0 +1,48 @@
+"""One-shot propagation by the formula (GraphKV, arXiv:2509.00388): loops over sources and neighbors, in float64."""
+
+import torch
+
+from graphkv.rows import Row
+from graphkv.terms.policy import Graph
+
+__all__ = ["decay", "edges_of", "neighbors_of"]
+
+SAME = 1.0 - 2.0**-16
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
+
+
+def decay(row: Row, graph: Graph) -> torch.Tensor:
+    """float64 [C]: the updated scores; for "evict", -1 - rank among the evicted where a token is evicted."""
+    order = sorted(range(row.size), key=lambda token: (-float(row.scores[token]), token))
+    sources = order[: row.sources]
+    unit = row.unit_keys(torch.float64)
+    factors, totals, evicted = [1.0] * row.size, [0.0] * row.size, set()
+    sign = 1.0 if graph.signal == "enhance" else -1.0
+    for source in sources:
+        edges = edges_of(unit, source)
+        for token in neighbors_of(edges, set(sources), row.neighbors, graph.threshold):
+            factors[token] *= 1.0 + sign * graph.strength * edges[token]
+            totals[token] += sign * graph.strength * edges[token]
+            evicted.add(token)
+    updated = row.scores.tolist()
+    if graph.signal == "evict":
+        for rank, token in enumerate(token for token in order if token in evicted):
+            updated[token] = -1.0 - rank
+    elif graph.update == "additive":
+        updated = [score + total * score for score, total in zip(updated, totals, strict=True)]
+    else:
+        for _ in range(graph.rounds):
+            updated = [score * factor for score, factor in zip(updated, factors, strict=True)]
+    return torch.tensor(updated, dtype=torch.float64, device=row.scores.device).clamp_(max=FLOAT32_MAX)
+
+
+def edges_of(unit: torch.Tensor, source: int) -> list[float]:
+    """The cosine of one source to every candidate, clamped to [0, 1]; a duplicate's is 1 whatever the rounding."""
+    cosines = (unit @ unit[source]).clamp(0.0, 1.0).tolist()
+    return [1.0 if cosine >= SAME else cosine for cosine in cosines]
+
+
+def neighbors_of(edges: list[float], sources: set[int], most: int | None, threshold: float) -> list[int]:
+    """The `most` candidates most similar to a source, sources excluded; ties to the lower index."""
+    allowed = [token for token, edge in enumerate(edges) if token not in sources and edge > 0.0 and edge >= threshold]
+    return sorted(allowed, key=lambda token: (-edges[token], token))[:most]

@@ -1,0 +1,1 @@
+"""Attention received from the observation window: `naive` the formula, `chunked` torch in bounded memory."""

@@ -1,0 +1,51 @@
+"""Row: one KV head of one layer of one prompt, as the kernels see it; its unit keys are made when they are asked for."""
+
+from dataclasses import dataclass
+
+import torch
+
+from graphkv.rope import unrotate
+from graphkv.terms.rope import Rope
+
+__all__ = ["Row", "unit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The C candidates of one KV head, in ascending token order, so that the lower index is the lower position.
+
+    scores float64 [C]: base scores, shifted so that none is negative. keys [C, d] in the caller's dtype, or [n, d] with
+    `index` int64 [C] pointing into it. positions int64 [C]; None unless the keys are to be unrotated by `rope`.
+    select: how many to keep (B_sel, never more than C). sources: K. neighbors: m, None = no limit.
+    """
+
+    scores: torch.Tensor
+    select: int
+    sources: int = 0
+    neighbors: int | None = None
+    keys: torch.Tensor | None = None
+    index: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    rope: Rope | None = None
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return self.scores.shape[0]
+
+    def unit_keys(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """[C, d]: each candidate's key (before rotary embedding, where asked for) over its norm."""
+        keys = self.keys if self.index is None else self.keys.index_select(0, self.index)  # type: ignore[union-attr]
+        if self.rope is not None and self.positions is not None:
+            keys = unrotate(keys, self.positions, self.rope)  # type: ignore[arg-type]
+        return unit(keys).to(dtype)  # type: ignore[arg-type]
+
+
+def unit(keys: torch.Tensor) -> torch.Tensor:
+    """float64 [C, d]: keys over their norms; a zero key stays zero.
+
+    Norms in float64: a sum of squares in float32 underflows for norms of 1e-20, in fp16 it overflows past 256.
+    """
+    wide = keys.to(torch.float64)
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide / torch.where(norms > 0, norms, 1.0)
