@@ -1,1 +1,1 @@
-"""Sequential propagation: every token becomes a source the moment it is kept: `naive` the formula, `chunked` torch in bounded memory."""
+"""Sequential propagation: every token a source once it is kept. `naive` the formula, `chunked` torch in bounded memory."""
