@@ -61,7 +61,12 @@ def is_batch(keys: Any) -> bool:
 
 
 def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], rope: Rope | None, layout: str) -> Prompt:
+    if inputs["keys"] is None:
+        raise invalid("keys", None, "[L, Hkv, n, d], or a sequence of L arrays [Hkv, n, d]", reason=Reason.BAD_SHAPE)
     per_layer = {name: _layers(name, given) for name, given in inputs.items() if given is not None}
+    for own in per_layer["keys"]:
+        if own.ndim != 3:
+            raise invalid("keys", list(own.shape), "[Hkv, n, d] in each layer", reason=Reason.BAD_SHAPE)
     keys = [heads_first(tensor, layout) for tensor in per_layer["keys"]]
     for name, tensors in per_layer.items():
         if len(tensors) != len(keys):
@@ -69,8 +74,6 @@ def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], ro
         if name in ("queries", "similarity_keys"):
             per_layer[name] = [heads_first(tensor, layout) for tensor in tensors]
     per_layer["keys"] = keys
-    if keys[0].ndim != 3:
-        raise invalid("keys", list(keys[0].shape), "[Hkv, n, d] in each layer", reason=Reason.BAD_SHAPE)
     plans = plan_layers(
         policy,
         num_tokens=keys[0].shape[1],

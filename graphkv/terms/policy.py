@@ -190,16 +190,18 @@ class Policy:
         return hashlib.sha256((_FINGERPRINT_VERSION + changed).encode()).hexdigest()[:16]
 
     def _changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults; the budget, which has none, always; the graph by its own fields."""
         terms = SCORERS[self.scorer]
-        usual = {**_defaults(Policy), "pool_width": self.pool_width if self.pool_width == terms.pool_width else None}
-        usual["sinks"] = self.sinks if self.sinks == terms.sinks else None
-        changed = {name: value for name, value in self.to_dict().items() if name == "budget" or value != usual.get(name)}
-        if self.graph is not None:
-            usual = _defaults(Graph)
-            graph = {name: value for name, value in changed.pop("graph").items() if value != usual[name]}
-            if graph:
-                changed["graph"] = graph
-        return changed
+        usual = _defaults(Policy) | {"pool_width": terms.pool_width, "sinks": terms.sinks}
+        given = self.to_dict() | {"pool_width": self.effective_pool_width, "sinks": self.effective_sinks}
+        if terms.pool_width is None:
+            given["pool_width"] = None
+        graph = given.pop("graph")
+        changed = {name: value for name, value in given.items() if name not in usual or value != usual[name]}
+        if graph is None:
+            return {**changed, "graph": None}
+        changed_graph = {name: value for name, value in graph.items() if value != _defaults(Graph)[name]}
+        return {**changed, "graph": changed_graph} if changed_graph else changed
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values; `Policy.from_dict` gives the same policy back."""

@@ -34,7 +34,9 @@ def moved(row: Row, device: str) -> Row:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("tokens", "window", "heads", "kv_heads", "dim"), [(7, 3, 2, 1, 8), (513, 5, 6, 2, 63), (1500, 32, 8, 1, 64)])
+@pytest.mark.parametrize(
+    ("tokens", "window", "heads", "kv_heads", "dim"), [(7, 3, 2, 1, 8), (513, 5, 6, 2, 63), (1500, 32, 8, 1, 64)]
+)
 def test_window_scores(device: str, tokens: int, window: int, heads: int, kv_heads: int, dim: int) -> None:
     torch.manual_seed(tokens)
     queries, keys = torch.randn(heads, window, dim), torch.randn(kv_heads, tokens, dim)

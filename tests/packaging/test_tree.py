@@ -54,7 +54,11 @@ def test_nothing_on_the_wire_can_run_code(path: Path) -> None:
         )
     }
     assert not imported & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
-    called = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not called & {"eval", "exec"}
 
 

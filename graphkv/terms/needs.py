@@ -1,0 +1,55 @@
+"""What a call has to bring for its policy: the one rule about sources of importance and graph inputs, for all floors.
+
+Takes names, counts and terms; knows no array library.
+"""
+
+from collections.abc import Sequence
+
+from graphkv.terms.catalogue import SCORERS
+from graphkv.terms.errors import InvalidInputError, Reason, invalid
+from graphkv.terms.policy import Policy
+from graphkv.terms.rope import Rope
+
+__all__ = ["check_graph_inputs", "check_source"]
+
+
+def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_tokens: int) -> None:
+    """At most one source of importance, the one the scorer can use, with as many query rows as the window.
+
+    `sources`: which of queries, attention, scores were given; `rows`: the query rows of the first two, else 0.
+    Raises InvalidInputError naming the argument.
+    """
+    if len(sources) > 1:
+        raise invalid(sources[1], "given", f"left out where {sources[0]}= is given", reason=Reason.BAD_SHAPE)
+    source = sources[0] if sources else None
+    if source == "scores":
+        return
+    if not SCORERS[policy.scorer].reads_attention:
+        if policy.scorer == "given":
+            raise invalid("scores", None, 'given: the scorer is "given"', reason=Reason.BAD_SHAPE)
+        if source is not None:
+            raise invalid(source, "given", f"left out: the scorer {policy.scorer!r} does not read it", reason=Reason.BAD_SHAPE)
+        return
+    if source is None:
+        allowed = f"given (or attention=, or scores=): the scorer {policy.scorer!r} needs it"
+        raise invalid("queries", None, allowed, reason=Reason.BAD_SHAPE)
+    window = min(policy.observation_window(), num_tokens)
+    if rows != window:
+        raise invalid(source, f"{rows} rows", f"{window} rows, the policy's observation window", reason=Reason.BAD_SHAPE)
+
+
+def check_graph_inputs(policy: Policy, *, similarity_keys: bool, rope: Rope | None, head_dim: int) -> None:
+    """pre_rope needs a rope or similarity keys; post_rope takes no similarity keys.
+
+    Raises InvalidInputError naming the argument; reason ROPE_MISSING where the rope is.
+    """
+    graph = policy.graph
+    if similarity_keys and (graph is None or graph.similarity != "pre_rope"):
+        raise invalid("similarity_keys", "given", 'left out unless graph.similarity is "pre_rope"', reason=Reason.BAD_SHAPE)
+    if not policy.needs_rope or similarity_keys:
+        return
+    if rope is None:
+        message = 'graph.similarity is "pre_rope", which needs rope= (Rope.from_config(model.config)) or similarity_keys='
+        raise InvalidInputError(message, argument="rope", reason=Reason.ROPE_MISSING)
+    if rope.rotary_dim > head_dim:
+        raise invalid("rope.rotary_dim", rope.rotary_dim, f"at most head_dim, {head_dim}", reason=Reason.BAD_SHAPE)

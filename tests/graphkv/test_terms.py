@@ -1,0 +1,206 @@
+"""The words all floors share: policies, ropes, always-kept tokens, budgets, errors."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphkv.budgets import plan_layers
+from graphkv.terms import catalogue, errors
+from graphkv.terms.always_kept import always_kept, count
+from graphkv.terms.errors import GraphKVError, InvalidInputError, Reason
+from graphkv.terms.policy import Graph, Policy
+from graphkv.terms.rope import Rope
+
+
+@pytest.mark.parametrize(("fields", "argument"), [
+    ({"budget": 0}, "budget"), ({"budget": -1}, "budget"), ({"budget": True}, "budget"), ({"budget": 0.0}, "budget"),
+    ({"budget": 1.5}, "budget"), ({"budget": float("nan")}, "budget"), ({"budget": "512"}, "budget"), ({"budget": None}, "budget"),
+    ({"scorer": "h3o"}, "scorer"), ({"scorer": None}, "scorer"), ({"budget_allocation": "cone"}, "budget_allocation"),
+    ({"window": 0}, "window"), ({"window": -1, "scorer": "knorm"}, "window"), ({"window": 1.0}, "window"), ({"window": True}, "window"),
+    ({"pool_width": 4}, "pool_width"), ({"pool_width": 0}, "pool_width"), ({"pooling": "sum"}, "pooling"), ({"sinks": -1}, "sinks"),
+    ({"granularity": "token"}, "granularity"), ({"page_align": 0}, "page_align"), ({"graph": "paper"}, "graph"),
+])  # fmt: skip
+def test_a_bad_policy_names_its_field(fields: dict[str, object], argument: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Policy(**{"budget": 512, **fields})
+    assert caught.value.argument == argument
+    named = argument in ("scorer", "budget_allocation", "pooling", "granularity")
+    assert caught.value.reason == (Reason.UNKNOWN_NAME if named else Reason.BAD_POLICY)
+    assert argument in str(caught.value)
+    assert "must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(("fields", "argument"), [
+    ({"source_ratio": 1.1}, "source_ratio"), ({"source_ratio": float("nan")}, "source_ratio"), ({"strength": -0.1}, "strength"),
+    ({"neighbors": 0}, "neighbors"), ({"neighbors": "all"}, "neighbors"), ({"threshold": 0.0}, "threshold"), ({"threshold": 2}, "threshold"),
+    ({"candidates": 0.5}, "candidates"), ({"candidates": float("inf")}, "candidates"), ({"similarity": "rope"}, "similarity"),
+    ({"rounds": 65}, "rounds"), ({"rounds": 1.0}, "rounds"), ({"signal": "boost"}, "signal"), ({"update": "sum"}, "update"),
+    ({"update": "additive", "rounds": 2}, "rounds"), ({"update": "sequential", "signal": "evict"}, "signal"),
+])  # fmt: skip
+def test_a_bad_graph_names_its_field(fields: dict[str, object], argument: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Graph(**fields)
+    assert caught.value.argument == f"graph.{argument}"
+
+
+def test_the_type_of_a_budget_decides() -> None:
+    assert Policy(1).tokens(1000) == 1
+    assert Policy(1.0).tokens(1000) == 1000
+    assert Policy(0.3).tokens(10) == 3
+    assert Policy(1e-9).tokens(10) == 1
+
+
+def test_the_named_settings() -> None:
+    assert Policy.paper(64).graph == Graph(neighbors="auto", threshold=0.0, candidates=None)
+    assert Policy.paper(64, rounds=3).graph.rounds == 3
+    sequential = Policy.sequential(64)
+    assert (sequential.sinks, sequential.graph.update, sequential.graph.similarity) == (4, "sequential", "pre_rope")
+    assert (sequential.graph.strength, sequential.graph.candidates, sequential.needs_rope) == (0.1, 2.0, True)
+    assert Policy.snapkv(64).graph is None
+    assert Policy.pyramidkv(64).budget_allocation == "pyramid"
+    assert Policy.sequential(64, sinks=0, window=16).sinks == 0
+
+
+def test_fingerprints_are_stable() -> None:
+    """A changed default, or another way to write it down, needs a new prefix: these stand for good."""
+    assert Policy(512).fingerprint == "9b8996ef41dc329f"
+    assert Policy.sequential(512).fingerprint == "f59b058ce33492c0"
+    assert Policy(512, pool_width=7, sinks=0, pooling="avg", graph=Graph(strength=1)).fingerprint == Policy(512).fingerprint
+    others = [Policy(512, window=32), Policy(513), Policy(0.5), Policy(512, graph=None), Policy(512, graph=Graph(strength=0.5))]
+    assert len({policy.fingerprint for policy in (Policy(512), *others)}) == len(others) + 1
+
+
+graphs = st.builds(
+    Graph,
+    source_ratio=st.floats(0, 1),
+    neighbors=st.one_of(st.none(), st.just("auto"), st.integers(1, 9)),
+    threshold=st.floats(0.1, 1),
+    candidates=st.one_of(st.none(), st.floats(1, 64)),
+    similarity=st.sampled_from(sorted(catalogue.SIMILARITIES)),
+    strength=st.floats(0, 1),
+    update=st.sampled_from(sorted(catalogue.UPDATES)),
+)
+policies = st.builds(
+    Policy,
+    budget=st.one_of(st.integers(1, 10**6), st.floats(1e-6, 1)),
+    scorer=st.sampled_from(sorted(catalogue.SCORERS)),
+    budget_allocation=st.sampled_from(sorted(catalogue.BUDGETS)),
+    window=st.one_of(st.none(), st.integers(1, 100)),
+    pool_width=st.one_of(st.none(), st.sampled_from([1, 3, 7])),
+    pooling=st.sampled_from(sorted(catalogue.POOLINGS)),
+    sinks=st.one_of(st.none(), st.integers(0, 9)),
+    page_align=st.one_of(st.none(), st.integers(1, 64)),
+    graph=st.one_of(st.none(), graphs),
+)
+
+
+@given(policies)
+def test_a_policy_survives_its_dict(policy: Policy) -> None:
+    again = Policy.from_dict(policy.to_dict())
+    assert again == policy
+    assert again.fingerprint == policy.fingerprint
+    assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+def test_from_dict_names_what_it_does_not_know() -> None:
+    for fields in ({}, {"budget": 5, "depth": 3}, {"budget": 5, "graph": {"depth": 3}}):
+        with pytest.raises(InvalidInputError):
+            Policy.from_dict(fields)
+
+
+@given(st.integers(1, 60), st.integers(1, 70), st.lists(st.tuples(st.integers(0, 59), st.integers(1, 9)), max_size=3),
+       st.integers(0, 70), st.integers(0, 70))  # fmt: skip
+def test_always_kept_fills_in_its_order(
+    tokens: int, budget: int, pinned: list[tuple[int, int]], sinks: int, window: int
+) -> None:
+    ranges = [(start, min(start + length, tokens)) for start, length in pinned if start < tokens]
+    order = [token for start, stop in ranges for token in range(start, stop)]
+    pins = set(order)
+    order += [*range(min(sinks, tokens)), *range(tokens - 1, tokens - 1 - min(window, tokens), -1)]
+    if tokens > budget and len(pins) > budget:
+        with pytest.raises(InvalidInputError, match="pinned"):
+            always_kept(tokens, budget, pinned=ranges, sinks=sinks, window=window)
+        return
+    kept = always_kept(tokens, budget, pinned=ranges, sinks=sinks, window=window)
+    assert list(kept) == sorted(kept)
+    wanted = set(range(tokens)) if tokens <= budget else set(list(dict.fromkeys(order))[:budget])
+    assert {token for start, stop in kept for token in range(start, stop)} == wanted
+    assert count(kept) == len(wanted)
+
+
+def test_pyramid_by_hand() -> None:
+    budgets = [plan.budget for plan in plan_layers(Policy.pyramidkv(132), num_tokens=1000, num_layers=5)]
+    assert budgets == [227, 180, 133, 86, 39]  # P = 100: low 5, high 195, step 47, on top of the window's 32
+    assert [plan.budget for plan in plan_layers(Policy.pyramidkv(132), num_tokens=199, num_layers=5)] == [132] * 5
+    tight = [plan.budget for plan in plan_layers(Policy.pyramidkv(132), num_tokens=212, num_layers=2)]
+    assert tight == [212, 52]  # high is all of n - 32 = 180, low the rest of 2P
+
+
+def test_page_align_drops_whole_pages() -> None:
+    plans = plan_layers(Policy(100, page_align=16), num_tokens=1001, num_layers=1)
+    assert plans[0].budget == 105
+    assert (1001 - plans[0].budget) % 16 == 0
+
+
+def everything(kind: type[GraphKVError]) -> list[type[GraphKVError]]:
+    return [kind, *(below for own in kind.__subclasses__() for below in everything(own))]
+
+
+@pytest.mark.parametrize("kind", everything(GraphKVError), ids=lambda kind: kind.__name__)
+def test_every_error_pickles(kind: type[GraphKVError]) -> None:
+    error = kind("no", reason="X", retryable=True, argument="keys", retry_after=1.5, request_id="r")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), vars(again)) == (str(error), vars(error))
+    assert kind("no").reason in set(Reason)
+
+
+def test_the_tree_stands_in_its_docstring() -> None:
+    for kind in everything(GraphKVError):
+        assert kind.__name__ in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [((1.0,), 3), ((1.0,), 4), ((1.0, float("inf")), 4), ((), 0), (("x",), 2), ((1.0,), True)], ids=str
+)
+def test_a_bad_rope_is_refused(arguments: tuple[tuple[float, ...], int]) -> None:
+    with pytest.raises(InvalidInputError, match="rope"):
+        Rope(*arguments)
+
+
+CONFIGS = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+    "llama3": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_from_config_agrees_with_transformers(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=4, rope_parameters=CONFIGS[kind], max_position_embeddings=131072
+    )
+    wanted = LlamaRotaryEmbedding(config).inv_freq.tolist()
+    assert Rope.from_config(config).inv_freq == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_unknown_rope_names_the_way_out() -> None:
+    class Config:
+        rope_parameters = {"rope_type": "spiral"}  # noqa: RUF012  # as configs have it
+        hidden_size, num_attention_heads = 64, 4
+
+    with pytest.raises(InvalidInputError, match="similarity_keys"):
+        Rope.from_config(Config())
+
+
+def test_the_terms_need_the_standard_library_alone() -> None:
+    program = "import sys, graphkv; assert not {'torch', 'numpy', 'grpc', 'google'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
