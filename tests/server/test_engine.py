@@ -1,0 +1,262 @@
+"""The engine: waiting layers share batches, answers are those of the library, and a failure is its own layer's alone."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from graphkv_server.admission import Admission
+from graphkv_server.buffers import BufferPool
+from graphkv_server.engine import Engine, Job
+from graphkv_server.metrics import Metrics
+
+from graphkv import Policy
+from graphkv.algorithm import select_layers
+from graphkv.budgets import plan_layers
+from graphkv.layer import Layer
+from graphkv.terms.errors import DeadlineError, GraphKVError, InternalError, InvalidInputError, OverloadedError
+from graphkv.terms.selection import LayerSelection
+
+POLICY = Policy(budget=5, scorer="knorm")
+
+
+def layer(seed: int = 0, *, tokens: int = 23, heads: int = 3, index: int = 0) -> Layer:
+    keys = torch.randn(heads, tokens, 7, generator=torch.Generator().manual_seed(seed))
+    return Layer(plan_layers(POLICY, num_tokens=tokens, num_layers=index + 1)[index], keys)
+
+
+class Bench:
+    """An engine whose batches are recorded, held until released, and broken on request."""
+
+    def __init__(self, *, max_batch_bytes: int = 2**20, broken: Callable[[Sequence[Any]], None] | None = None) -> None:
+        self.batches: list[int] = []
+        self.release = threading.Event()
+        self.release.set()
+        self.started = threading.Event()
+        self._broken = broken
+        self.metrics = Metrics()
+        pool = BufferPool(2**20)
+        self.admission = Admission(pool, self.metrics, max_bytes=2**20, max_requests=99, queue_timeout=1)
+        self.engine = Engine(torch.device("cpu"), self.metrics, max_batch_bytes=max_batch_bytes, select=self._select)
+
+    def _select(self, work: Sequence[Any]) -> Any:
+        self.batches.append(len(work))
+        self.started.set()
+        self.release.wait(30)
+        if self._broken is not None:
+            self._broken(work)
+        return select_layers(work)
+
+    async def submit(self, job: Job, work: Layer, *, prompt: int = 0, size: int = 1000) -> None:
+        with self.admission.admit() as call:
+            lease = await call.lease(size)
+            lease.finished()
+        job.submit(work, lease, prompt=prompt, size=size)
+
+    def run(self, body: Callable[[], Awaitable[None]]) -> None:
+        async def whole() -> None:
+            self.engine.start()
+            try:
+                await body()
+            finally:
+                self.release.set()
+                await self.engine.close()
+            assert self.admission.bytes_in_flight == 0
+            assert self.metrics.registry.get_sample_value("graphkv_queued_rows") == 0
+
+        asyncio.run(whole())
+
+
+async def answers(job: Job) -> list[LayerSelection]:
+    return [answer async for answer in job.results()]
+
+
+async def hold(bench: Bench, job: Job) -> None:
+    """Keeps the thread busy with one layer, so that what follows waits together."""
+    bench.release.clear()
+    await bench.submit(job, layer())
+    await asyncio.to_thread(bench.started.wait, 30)
+
+
+def test_an_answer_is_the_librarys() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open() as job:
+            await bench.submit(job, layer(3))
+            job.finish()
+            (answer,) = await answers(job)
+        (expected,) = select_layers([layer(3)])
+        assert not isinstance(expected, InvalidInputError)
+        assert answer.indices.tolist() == expected.indices.tolist()  # type: ignore[union-attr]
+        assert (answer.layer, answer.num_tokens, answer.importance) == (0, 23, "knorm")
+        assert answer.fingerprint == POLICY.fingerprint
+        assert set(job.seconds) == {"queue", "compute"}
+
+    bench.run(body)
+
+
+def test_waiting_layers_of_one_shape_share_a_batch_whoever_sent_them() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open() as first, bench.engine.open() as second:
+            await hold(bench, first)
+            for seed in range(3):
+                await bench.submit(first, layer(seed, tokens=11 + seed))
+                await bench.submit(second, layer(seed))
+            await bench.submit(second, layer(heads=5))
+            first.finish()
+            second.finish()
+            bench.release.set()
+            assert [len(given) for given in await asyncio.gather(answers(first), answers(second))] == [4, 4]
+        assert bench.batches == [1, 6, 1]
+
+    bench.run(body)
+
+
+def test_a_batch_is_bounded_in_bytes() -> None:
+    bench = Bench(max_batch_bytes=2500)
+
+    async def body() -> None:
+        with bench.engine.open() as job:
+            await hold(bench, job)
+            for seed in range(5):
+                await bench.submit(job, layer(seed))
+            job.finish()
+            bench.release.set()
+            assert len(await answers(job)) == 6
+        assert bench.batches == [1, 2, 2, 1]
+
+    bench.run(body)
+
+
+def test_a_bad_layer_fails_its_own_call_and_names_layer_head_and_token() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open() as good, bench.engine.open() as bad:
+            await hold(bench, good)
+            await bench.submit(good, layer(1))
+            broken = layer(2, index=2)
+            broken.keys[1, 4, 0] = float("nan")
+            await bench.submit(bad, broken, prompt=1)
+            good.finish()
+            bad.finish()
+            bench.release.set()
+            assert len(await answers(good)) == 2
+            with pytest.raises(InvalidInputError, match=r"prompt 1: .*layer 2, KV head 1, token 4") as caught:
+                await answers(bad)
+            assert caught.value.reason == "NON_FINITE"
+
+    bench.run(body)
+
+
+def fails_where_seed_is(error: BaseException, *, above: int) -> Callable[[Sequence[Any]], None]:
+    """Breaks every batch that has a layer of more tokens than `above`."""
+
+    def broken(work: Sequence[Any]) -> None:
+        if any(item.plan.num_tokens > above for item in work):
+            raise error
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), OverloadedError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), OverloadedError),
+        (ZeroDivisionError("a bug"), InternalError),
+    ],
+    ids=["CUDA", "CPU", "bug"],
+)
+def test_what_breaks_a_batch_fails_one_call_alone(error: Exception, expected: type[GraphKVError]) -> None:
+    bench = Bench(broken=fails_where_seed_is(error, above=40))
+
+    async def body() -> None:
+        with bench.engine.open() as good, bench.engine.open() as bad:
+            await hold(bench, good)
+            for _ in range(4):
+                await bench.submit(good, layer())
+            await bench.submit(bad, layer(tokens=41))
+            good.finish()
+            bad.finish()
+            bench.release.set()
+            assert len(await answers(good)) == 5
+            with pytest.raises(expected):
+                await answers(bad)
+
+    bench.run(body)
+
+
+def test_a_batch_too_large_for_the_device_is_halved() -> None:
+    def broken(work: Sequence[Any]) -> None:
+        if len(work) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench = Bench(broken=broken)
+
+    async def body() -> None:
+        with bench.engine.open() as job:
+            await hold(bench, job)
+            for seed in range(5):
+                await bench.submit(job, layer(seed))
+            job.finish()
+            bench.release.set()
+            assert len(await answers(job)) == 6
+        assert bench.batches == [1, 5, 2, 3, 1, 2]
+
+    bench.run(body)
+
+
+def test_a_deadline_that_has_passed_costs_no_work() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open(0.0) as job:
+            await bench.submit(job, layer())
+            with pytest.raises(DeadlineError) as caught:
+                await answers(job)
+            assert caught.value.reason == "EXPIRED"
+        assert bench.batches == []
+        assert bench.metrics.registry.get_sample_value("graphkv_expired_before_start_total") == 1
+
+    bench.run(body)
+
+
+def test_a_caller_who_left_is_not_computed_and_holds_nothing() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open() as stayer:
+            with bench.engine.open() as leaver:
+                await hold(bench, leaver)
+                await bench.submit(leaver, layer())
+                await bench.submit(stayer, layer())
+            assert bench.admission.bytes_in_flight == 2000  # one is being computed, one is the stayer's
+            stayer.finish()
+            bench.release.set()
+            assert len(await answers(stayer)) == 1
+        assert bench.batches == [1, 1]
+
+    bench.run(body)
+
+
+def test_unsent_answers_take_their_own_room_only() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open() as job:
+            await bench.submit(job, layer())
+            job.finish()
+            results = job.results()
+            answer = await anext(results)
+            assert bench.admission.bytes_in_flight == answer.indices.nbytes == 3 * 5 * 4
+            with pytest.raises(StopAsyncIteration):
+                await anext(results)
+            assert bench.admission.bytes_in_flight == 0
+
+    bench.run(body)
