@@ -67,13 +67,13 @@ class Candidates:
         _dims("candidate_ids", self.ids, (heads, width))
         _dims("scores", self.scores, (heads, width))
         _dims("row_facts", self.facts, (heads, 3))
-        check_graph_inputs(
-            self.plan,
-            similarity_keys=self.similarity_keys is not None,
-            rope=self.rope,
-            head_dim=self.keys.shape[-1] if self.keys is not None else 2**31,
-        )
         if self.plan.needs_keys:
+            check_graph_inputs(
+                self.plan,
+                similarity_keys=self.similarity_keys is not None,
+                rope=self.rope,
+                head_dim=0 if self.keys is None else self.keys.shape[-1],
+            )
             role = "keys" if self.similarity_keys is None else "similarity_keys"
             given = getattr(self, role)
             if given is None:

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from graphkv_testing.process import server
+from graphkv_testing.process import serve
 
 ROOT = Path(__file__).parents[2]
 LIGHT = {"grpcio", "protobuf", "numpy", "google-crc32c", "googleapis-common-protos", "typing-extensions", "graphkv", "pip", "setuptools"}
@@ -60,7 +60,7 @@ def test_the_light_client_selects(wheel: Path, tmp_path: Path) -> None:
     listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True)
     installed = {line.split("==")[0].lower().replace("_", "-") for line in listed.stdout.splitlines()}
     assert installed <= LIGHT, installed - LIGHT
-    with server() as running:
+    with serve() as running:
         command = [str(python), "-P", "-c", PROGRAM, running.address, str(venv)]
         answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert answer.returncode == 0, answer.stderr
