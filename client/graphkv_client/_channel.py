@@ -1,0 +1,46 @@
+"""Channels and what goes wrong on them: gRPC's settings for both clients, and its errors as ours.
+
+No gRPC type leaves this package: every failed call becomes a GraphKVError, with gRPC's error as its cause.
+"""
+
+from typing import Any
+
+import grpc
+from graphkv_proto.status import from_status
+
+from graphkv.terms.errors import GraphKVError, InvalidInputError
+
+__all__ = ["closed_error", "error_of", "open_aio_channel", "open_channel"]
+
+_ARGUMENTS = (
+    ("grpc.max_send_message_length", -1),  # messages are cut to the service's limit, not to gRPC's default
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_retries", 0),  # its retries stop for uploads; whether a call may be repeated is ours to know
+    ("grpc.keepalive_time_ms", 20_000),  # the two together notice a frozen peer in seconds instead of hours
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # without it the line above is not heeded (grpc#34647)
+    ("grpc.service_config_disable_resolution", 1),  # no TXT look-up at every connection
+)
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel that connects at its first call."""
+    return grpc.insecure_channel(address, options=_ARGUMENTS)
+
+
+def open_aio_channel(address: str) -> Any:
+    """The same for asyncio; belongs to the running event loop."""
+    return grpc.aio.insecure_channel(address, options=_ARGUMENTS)
+
+
+def error_of(error: Any, request_id: str | None = None) -> GraphKVError:
+    """The error of a failed call, as ours. `error`: a grpc.RpcError that is a call too, or an AioRpcError."""
+    found = from_status(error.code(), error.details(), error.trailing_metadata(), request_id)
+    if found.request_id is None:
+        found.request_id = request_id
+    return found
+
+
+def closed_error(what: str) -> InvalidInputError:
+    """Raised by whatever is used after its end."""
+    return InvalidInputError(f"the {what} is closed", argument=what, reason="CLOSED")

@@ -1,0 +1,301 @@
+"""Feed: what a stream was given and has not sent yet. Chunks of tokens come in, work that may be sent goes out.
+
+Decides when the call can be opened (its header states every size), which chunks wait for the rest of their layer, and
+what is missing. No thread, no clock, no socket: the streams of `client` and `aio` guard it and wait.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graphkv_proto.tensors import TOKEN_AXIS
+
+from graphkv.terms.always_kept import Range
+from graphkv.terms.catalogue import SCORERS
+from graphkv.terms.errors import InvalidInputError, Reason, invalid
+from graphkv.terms.needs import check_graph_inputs, check_source
+from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
+from graphkv_client._arrays import Answer, answer_like, copied, is_tensor, recorded_event
+from graphkv_client._inputs import CallTerms, arrays_of, check_terms, checked_pinned
+from graphkv_client._pieces import Form, Part, Preparation, Work
+from graphkv_client._preparation import preparation_for
+
+__all__ = ["Feed", "Place", "Put"]
+
+Place = tuple[int, int]
+"""(prompt, layer)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One put, read and checked as far as it can be alone. `start`: None for a whole layer; `copied`: bytes, if copies."""
+
+    prompt: int
+    layer: int
+    start: int | None
+    arrays: Mapping[str, Any]
+    answer: Answer
+    copied: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens its keys have."""
+        return int(self.arrays["keys"].shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(int(array.nbytes) for array in self.arrays.values())
+
+    def copy(self) -> "Put":
+        """The same with copies of the arrays, which the caller cannot change."""
+        return replace(self, arrays={role: copied(array) for role, array in self.arrays.items()}, copied=self.nbytes)
+
+
+class _Layer:
+    """What came of one layer and has not all been queued."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.parts: list[Part] = []
+        self.queued = 0  # parts[:queued] were
+        self.copied = 0
+
+    @property
+    def came(self) -> int:
+        """How many tokens."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tokens came."""
+        return self.came == self.tokens
+
+    def arrays(self) -> dict[str, Any]:
+        """For each role that came, the first of its arrays."""
+        return {role: array for part in reversed(self.parts) for role, array in part.arrays.items()}
+
+    def dims(self) -> dict[str, tuple[int, ...]]:
+        """The dims of the layer's roles as if its parts were joined; raises InvalidInputError where they do not fit."""
+        dims: dict[str, tuple[int, ...]] = {}
+        for part in self.parts:
+            for role, array in part.arrays.items():
+                dims[role] = _joined(role, dims.get(role), tuple(array.shape))
+        return dims
+
+
+class Feed:
+    """The layers of a stream. `tokens`: n of each prompt, or None where whole layers of one prompt come.
+
+    Raises InvalidInputError naming the argument.
+    """
+
+    def __init__(self, terms: CallTerms, *, layers: int, tokens: int | Sequence[int] | None, pinned: Any) -> None:
+        check_terms(terms)
+        self.terms = terms
+        self.layers = _positive("num_layers", layers)
+        self.form: Form | None = None
+        self.preparation: Preparation | None = None
+        self.prompts: tuple[tuple[int, tuple[Range, ...]], ...] = ()  # (n, pinned) of each; () = not known yet
+        self.copied = 0  # bytes of copies that were not sent yet
+        self.answers: dict[Place, Answer] = {}  # the kind of array each layer came in
+        self._pinned = pinned
+        if tokens is not None:
+            batched = isinstance(tokens, list | tuple)
+            lengths = [_positive("num_tokens", one) for one in (tokens if batched else (tokens,))]  # type: ignore[union-attr]
+            self.prompts = _prompts(lengths, pinned, batched=batched)
+        self._layers: dict[Place, _Layer] = {}
+        self._done: set[Place] = set()
+        self._queue: deque[Work] = deque()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every layer was put."""
+        return bool(self.prompts) and len(self._done) == self.layers * len(self.prompts)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can be sent until more is put."""
+        return not self._queue
+
+    def missing(self) -> str:
+        """What was not put, in words."""
+        places = [(prompt, layer) for prompt in range(len(self.prompts) or 1) for layer in range(self.layers)]
+        absent = [place for place in places if place not in self._done]
+        if not absent:
+            return "nothing is missing"
+        first = f"layer {absent[0][1]}" + (f" of prompt {absent[0][0]}" if len(self.prompts) > 1 else "")
+        if absent[0] in self._layers:
+            layer = self._layers[absent[0]]
+            first += f", of which {layer.came} of {layer.tokens} tokens came"
+        return f"{len(absent)} of {len(places)} layers were not put; the first is {first}"
+
+    def read(self, layer: int, given: Mapping[str, Any], *, prompt: int, start: int | None) -> Put:
+        """One put, checked without regard to others. Changes nothing."""
+        if given["keys"] is None:
+            raise invalid("keys", None, "given", reason=Reason.BAD_SHAPE)
+        _within("layer", layer, self.layers)
+        _within("prompt", prompt, len(self.prompts) or 1)
+        if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
+            raise invalid("start", start, "the place of the chunk's first token", reason=Reason.BAD_LAYOUT)
+        if start and not self.prompts:
+            raise invalid("start", start, "left out unless stream() was given num_tokens=", reason=Reason.BAD_LAYOUT)
+        arrays = arrays_of(given, self.terms)
+        dims = arrays["keys"].shape
+        if len(dims) != 3:
+            raise invalid("keys", list(dims), "[Hkv, n, d]", reason=Reason.BAD_SHAPE)
+        sources = [role for role in IMPORTANCE_ROLES if role in arrays]
+        if len(sources) > 1:
+            check_source(self.terms.policy, sources, rows=0, num_tokens=1)
+        similar = "similarity_keys" in arrays
+        check_graph_inputs(self.terms.policy, similarity_keys=similar, rope=self.terms.rope, head_dim=dims[2])
+        return Put(prompt, layer, start, arrays, answer_like(given["keys"]))
+
+    def add(self, put: Put) -> None:
+        """Takes a put; raises InvalidInputError, and changes nothing, where it does not fit what came before."""
+        place = (put.prompt, put.layer)
+        on_torch = is_tensor(put.arrays["keys"])
+        if place in self._done:
+            raise invalid("layer", put.layer, "one that was not put before", reason=Reason.BAD_LAYOUT)
+        if self.preparation is not None and on_torch is not self.preparation.computes:
+            raise invalid("keys", "another kind of array", "of the kind that was put before", reason=Reason.BAD_SHAPE)
+        prompts = self.prompts or _prompts([put.tokens], self._pinned, batched=False)
+        layer = self._layers.get(place) or _Layer(prompts[put.prompt][0])
+        self._check_range(put, layer)
+        layer.parts.append(Part(put.start or 0, put.arrays, recorded_event(put.arrays["keys"])))
+        try:
+            form = self._form(put, layer)
+            opening = form is not None and self.preparation is None
+            if form is not None and opening:
+                self.preparation = preparation_for(
+                    self.terms, prompts, self.layers, on_torch=on_torch, caller_scores=form.caller_scores
+                )
+                self.form = form
+        except InvalidInputError:
+            layer.parts.pop()
+            raise
+        self.prompts = prompts
+        self._layers[place] = layer
+        self.answers.setdefault(place, put.answer)
+        layer.copied += put.copied
+        self.copied += put.copied
+        if layer.complete:
+            self._done.add(place)
+        for waiting in list(self._layers) if opening else [place]:
+            self._queue_layer(waiting)
+
+    def take(self) -> Work | None:
+        """The next work that may be sent, in order, or None where all that came has gone or waits for more."""
+        return self._queue.popleft() if self._queue else None
+
+    def sent(self, work: Work) -> None:
+        """The work's bytes have left: its copies are no longer counted."""
+        self.copied -= work.copied
+
+    def _check_range(self, put: Put, layer: _Layer) -> None:
+        if put.start is None and put.tokens != layer.tokens:
+            allowed = f"{layer.tokens}, as the prompt; start= says where a chunk begins"
+            raise invalid("keys", f"{put.tokens} tokens", allowed, reason=Reason.BAD_SHAPE)
+        start = put.start or 0
+        stop = start + put.tokens
+        if stop > layer.tokens or put.tokens == 0:
+            allowed = f"a range within the prompt's {layer.tokens} tokens"
+            raise invalid("keys", f"tokens {start} to {stop}", allowed, reason=Reason.BAD_LAYOUT)
+        for part in layer.parts:
+            if start < part.start + part.tokens and part.start < stop:
+                allowed = f"outside tokens {part.start} to {part.start + part.tokens} of layer {put.layer}, put before"
+                raise invalid("start", f"tokens {start} to {stop}", allowed, reason=Reason.BAD_LAYOUT)
+
+    def _form(self, put: Put, layer: _Layer) -> Form | None:
+        """The form this put tells, checked against the one known; None where it does not tell enough."""
+        policy, dims = self.terms.policy, layer.dims()
+        if layer.complete:
+            shapes = Shapes.of_layer(dims, layers=self.layers)
+            sources = [role for role in IMPORTANCE_ROLES if role in dims]
+            check_source(policy, sources, rows=shapes.window, num_tokens=shapes.tokens)
+            form = Form.of(layer.arrays(), shapes)
+            if self.form is not None:
+                _check_alike(form, self.form)
+            return form
+        if self.form is not None:
+            return None
+        source = next((role for role in IMPORTANCE_ROLES if role in put.arrays), None)
+        if source is None and SCORERS[policy.scorer].reads_attention:
+            return None
+        heads, window = put.arrays[source].shape[:2] if source in ("queries", "attention") else (0, 0)
+        keys = dims["keys"]
+        form = Form.of(put.arrays, Shapes(self.layers, keys[0], keys[1], keys[2], heads, window))
+        return replace(form, dtypes={**form.dtypes, "scores": "f32"}) if policy.scorer == "given" else form
+
+    def _queue_layer(self, place: Place) -> None:
+        """Queues what may be sent of a layer now, if anything."""
+        preparation, form, layer = self.preparation, self.form, self._layers[place]
+        if preparation is None or form is None:
+            return
+        roles = preparation.ahead(form.dtypes, *place)
+        fresh = tuple(layer.parts[layer.queued :]) if roles else ()
+        whole = tuple(layer.parts) if layer.complete and preparation.computes else ()
+        if not fresh and not whole:
+            return
+        freed = 0 if preparation.computes and not layer.complete else layer.copied
+        layer.copied -= freed
+        layer.queued = len(layer.parts)
+        self._queue.append(Work(*place, fresh, roles, whole, freed))
+        if layer.complete:
+            del self._layers[place]
+
+
+def _joined(role: str, before: tuple[int, ...] | None, given: tuple[int, ...]) -> tuple[int, ...]:
+    """The dims of a role after another chunk of it."""
+    axis = TOKEN_AXIS.get(role)
+    if before is None:
+        return given
+    if axis is None:
+        raise invalid(role, "given twice", "given once for each layer", reason=Reason.BAD_LAYOUT)
+    if len(before) == len(given):
+        place = axis % len(given)
+        if (*before[:place], *before[place + 1 :]) == (*given[:place], *given[place + 1 :]):
+            return (*given[:place], before[place] + given[place], *given[place + 1 :])
+    raise invalid(role, list(given), f"of the sizes of the chunk before, {list(before)}", reason=Reason.BAD_SHAPE)
+
+
+def _check_alike(form: Form, first: Form) -> None:
+    """All layers of a stream have one form: the header stated it."""
+    if set(form.dtypes) != set(first.dtypes):
+        given, allowed = ", ".join(sorted(form.dtypes)), ", ".join(sorted(first.dtypes))
+        different = sorted(set(form.dtypes) ^ set(first.dtypes))[0]
+        raise invalid(different, f"a layer of {given}", f"{allowed}, as the stream's first", reason=Reason.BAD_SHAPE)
+    for role, dtype in form.dtypes.items():
+        if dtype != first.dtypes[role]:
+            raise invalid(role, dtype, f"{first.dtypes[role]}, as in the stream's first layer", reason=Reason.BAD_SHAPE)
+    sizes = [
+        (each.shapes.kv_heads, each.shapes.head_dim, each.shapes.query_heads, each.extra, each.position_rows)
+        for each in (form, first)
+    ]
+    if sizes[0] != sizes[1]:
+        allowed = f"the sizes of the stream's first layer: {first.shapes.describe()}"
+        raise invalid("keys", form.shapes.describe(), allowed, reason=Reason.BAD_SHAPE)
+
+
+def _prompts(tokens: Sequence[int], pinned: Any, *, batched: bool) -> tuple[tuple[int, tuple[Range, ...]], ...]:
+    """(n, pinned ranges) of each prompt."""
+    if not tokens:
+        raise invalid("num_tokens", tokens, "at least one prompt", reason=Reason.BAD_SHAPE)
+    own = pinned if batched else (pinned,)
+    if own is None:
+        own = [None] * len(tokens)
+    if not isinstance(own, list | tuple) or len(own) != len(tokens):
+        raise invalid("pinned", pinned, f"a list of {len(tokens)}, one for each prompt", reason=Reason.BAD_SHAPE)
+    return tuple((one, checked_pinned(ranges, one)) for one, ranges in zip(tokens, own, strict=True))
+
+
+def _positive(argument: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise invalid(argument, given, "an integer >= 1", reason=Reason.BAD_SHAPE)
+    return given
+
+
+def _within(argument: str, given: Any, count: int) -> None:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < count:
+        raise invalid(argument, given, f"an integer from 0 to {count - 1}", reason=Reason.BAD_SHAPE)

@@ -1,0 +1,185 @@
+"""CompressClient: the synchronous client. `stream` beside it has its streams, `aio` the same for asyncio.
+
+A thin shell around `_call`, which says what is sent and what an answer means. May be used from several threads at once;
+does not survive a fork: make it in the process that uses it.
+"""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from graphkv_proto import messages, service
+
+from graphkv.terms.capabilities import Capabilities
+from graphkv.terms.errors import GraphKVError
+from graphkv.terms.policy import Policy
+from graphkv.terms.rope import Rope
+from graphkv.terms.selection import Selection
+from graphkv_client._arrays import Array
+from graphkv_client._call import check_encoding, selecting
+from graphkv_client._channel import closed_error, error_of, open_channel
+from graphkv_client._feed import Feed
+from graphkv_client._inputs import CallTerms
+from graphkv_client.options import DEFAULT_BUFFERED_BYTES, DEFAULT_TIMEOUT, ClientOptions, check_timeout
+from graphkv_client.stream import Exchange, LayerStream
+
+__all__ = ["CompressClient"]
+
+
+class CompressClient:
+    """A client of one GraphKV service. Close it, or use it as a context manager.
+
+    Args:
+        address: "host:port", or any gRPC target.
+        timeout: seconds that a call may take; each method takes its own instead.
+        max_buffered_bytes: what one stream may hold in copies of its own (`put(copy=True)`).
+
+    Raises:
+        InvalidInputError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_buffered_bytes: int = DEFAULT_BUFFERED_BYTES,
+    ) -> None:
+        self._options = ClientOptions(address=address, timeout=timeout, max_buffered_bytes=max_buffered_bytes)
+        self._channel = open_channel(address)
+        self._select = service.multicallable(self._channel, service.SELECT)
+        self._get_capabilities = service.multicallable(self._channel, service.GET_CAPABILITIES)
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and the calls that still run. A second time does nothing; any other use raises."""
+        self._closed = True
+        self._channel.close()
+
+    def select(
+        self,
+        keys: Array | Sequence[Any],
+        *,
+        policy: Policy,
+        queries: Any = None,
+        attention: Any = None,
+        scores: Any = None,
+        similarity_keys: Any = None,
+        positions: Any = None,
+        pinned: Any = None,
+        rope: Rope | None = None,
+        layout: str = "HND",
+        encoding: str = "auto",
+        timeout: float | None = None,
+    ) -> Selection | list[Selection]:
+        """The tokens to keep, as `graphkv.select` would choose them.
+
+        Args:
+            keys: post-RoPE keys of one prompt, [L, Hkv, n, d] or a sequence of L arrays [Hkv, n, d]; or a list of such
+                prompts, in which case every other array and `pinned` is a list too and so is the answer. numpy, torch
+                (any device and strides) or DLPack; float64, float32, float16, bfloat16 or float8.
+            policy: which tokens to keep and how.
+            queries: the last w tokens' queries, [L, Hq, w, d]; w is the policy's observation window.
+            attention: instead, their attention to all tokens, [L, Hq, w, n]. With numpy, queries are far smaller.
+            scores: instead, the caller's own scores, [L, Hkv, n]; -inf marks padding.
+            similarity_keys: what the graph compares instead of the keys, [L, Hkv, n, x] (similarity "pre_rope").
+            positions: where the keys' tokens stood, [L, n] or [L, Hkv, n], default 0..n-1 (similarity "pre_rope").
+            pinned: ranges (start, stop) of tokens that are always kept.
+            rope: how the keys were rotated; needed by similarity "pre_rope".
+            layout: "HND", or "NHD" where keys and similarity_keys are [L, n, Hkv, d] and queries [L, w, Hq, d].
+            encoding: how numbers are written: "exact", or "auto", which is exact.
+            timeout: seconds, the client's where left out.
+
+        Returns:
+            A Selection; its indices are int32 [Hkv, B], ascending, of the caller's kind and on its device. Torch tensors
+            are scored where they are and only the candidates travel; of numpy arrays everything does. The answer is the
+            same.
+
+        Raises:
+            InvalidInputError: the arguments are wrong; it names the one.
+            OverloadedError, UnavailableError, DeadlineError, AccessError, InternalError: see `graphkv.terms.errors`.
+        """
+        started = time.monotonic()
+        given = {
+            "keys": keys,
+            "queries": queries,
+            "attention": attention,
+            "scores": scores,
+            "similarity_keys": similarity_keys,
+            "positions": positions,
+        }
+        limit = self._limit(timeout)
+        plan = selecting(given, terms=CallTerms(policy, rope, layout), pinned=pinned, encoding=encoding)
+        exchange = Exchange(plan.call)
+        try:
+            for response in exchange.start(self._select, plan.requests(), limit):
+                plan.call.fold(response)
+            return plan.result(seconds=time.monotonic() - started)
+        except (grpc.RpcError, GraphKVError) as error:
+            found = exchange.failed(error)
+            if found is error:
+                raise
+            raise found from error
+        finally:
+            exchange.cancel()
+
+    def stream(
+        self,
+        *,
+        num_layers: int,
+        policy: Policy,
+        num_tokens: int | Sequence[int] | None = None,
+        pinned: Any = None,
+        rope: Rope | None = None,
+        layout: str = "HND",
+        encoding: str = "auto",
+        timeout: float | None = None,
+    ) -> LayerStream:
+        """A stream of layers, for a prefill that is still running. See LayerStream.
+
+        Args:
+            num_layers: L.
+            policy: which tokens to keep and how.
+            num_tokens: n, where layers come in chunks of tokens; or a list, one n a prompt, for a batch of prompts. Left
+                out, every put is a whole layer of one prompt.
+            pinned: ranges of tokens that are always kept; a list of such lists for a batch.
+            rope: as in `select`.
+            layout: as in `select`.
+            encoding: as in `select`.
+            timeout: seconds from entering the block to the last answer, so it covers the prefill.
+
+        Raises:
+            InvalidInputError: an argument is wrong.
+        """
+        limit = self._limit(timeout)
+        check_encoding(encoding)
+        feed = Feed(CallTerms(policy, rope, layout), layers=num_layers, tokens=num_tokens, pinned=pinned)
+        return LayerStream(self._select, feed, encoding, limit, self._options.max_buffered_bytes)
+
+    def capabilities(self, *, timeout: float | None = None) -> Capabilities:
+        """What the replica that answers can do and how much it takes. Raises GraphKVError where none answers."""
+        limit = self._limit(timeout)
+        try:
+            answer = self._get_capabilities(messages.write_capabilities_request(), timeout=limit)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        return messages.read_capabilities(answer)
+
+    def ping(self, *, timeout: float | None = None) -> float:
+        """Seconds from here to the service and back. Raises UnavailableError where none answers."""
+        started = time.monotonic()
+        self.capabilities(timeout=timeout)
+        return time.monotonic() - started
+
+    def _limit(self, timeout: float | None) -> float:
+        if self._closed:
+            raise closed_error("client")
+        return self._options.timeout if timeout is None else check_timeout(timeout)
