@@ -91,7 +91,7 @@ class Metrics:
     build_info: Gauge
 
     def __init__(self, *, version: str = "", device: str = "") -> None:
-        disable_created_metrics()  # a second series for each one, which nothing of ours reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing of ours reads
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         for line in TABLE:

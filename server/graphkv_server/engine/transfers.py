@@ -56,11 +56,11 @@ class CudaPinning(Pinning):
 
     def pin(self, memory: Bytes) -> None:
         """Locks the pages; memory that cannot be locked (a limit of the system) still works, only slower."""
-        torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)  # type: ignore[no-untyped-call]
+        torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
 
     def unpin(self, memory: Bytes) -> None:
         """Unlocks them."""
-        torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)  # type: ignore[no-untyped-call]
+        torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)
 
 
 def pinning_for(device: torch.device) -> Pinning:

@@ -1,0 +1,232 @@
+"""Messages of one call become whole layers in pooled buffers: counts, order, sizes and the checksum are checked here.
+
+Trusts nothing that arrives; every violation is a typed error that names what, where, expected and got. A layer goes to
+the engine the moment it is whole, while later ones still arrive. Only `End` says that a call is complete: a client that
+was killed looks like one that finished. Knows protobuf messages but no gRPC, so that tests and fuzzers can drive it.
+
+A caller describes all tensors of a layer before the last byte of those that are needed: a layer is whole, and leaves, at
+the end of the message after which nothing described or needed is missing.
+"""
+
+from typing import Any, Protocol
+
+from graphkv_proto import messages, tensors
+from graphkv_proto.messages import Descriptor, End, Header
+
+from graphkv.budgets import LayerPlan, plan_layers
+from graphkv.candidates import Candidates
+from graphkv.layer import Layer
+from graphkv.terms.errors import InvalidInputError, Reason, UnavailableError, invalid
+from graphkv.terms.shapes import Shapes
+from graphkv_server.admission import Lease, Reservation
+from graphkv_server.arriving import ArrivingLayer, Piece, empty_layer, misplaced
+
+__all__ = ["MAX_LAYERS", "Assembler", "Sink"]
+
+MAX_LAYERS = 2**16
+"""Layers of all prompts of a call together."""
+_MAX_TOKENS = 2**31 - 1
+
+Place = tuple[int, int]
+"""(prompt, layer)."""
+
+
+class Sink(Protocol):
+    """Where whole layers go: the engine's job."""
+
+    def submit(self, work: Layer | Candidates, lease: Lease, *, prompt: int, size: int) -> None:
+        """Takes a layer and, with it, the duty to give its lease back."""
+        ...
+
+    def finish(self) -> None:
+        """No more layers will come."""
+        ...
+
+
+class Assembler:
+    """One call. Construction checks the header: raises InvalidInputError before a byte is reserved."""
+
+    def __init__(self, header: Header, reservation: Reservation, sink: Sink) -> None:
+        self._header = header
+        self._reservation = reservation
+        self._sink = sink
+        self._shapes, self._plans, self._room = [], [], []  # by prompt
+        self._check_sizes()
+        for place, prompt in enumerate(header.prompts):
+            shapes, plans = self._planned(place, prompt.tokens, prompt.pinned)
+            self._shapes.append(shapes)
+            self._plans.append(plans)
+            self._room.append(self._room_for(place, shapes, plans))
+        self._open: dict[Place, ArrivingLayer] = {}
+        self._left: set[Place] = set()  # layers that went to the sink
+        self._pieces: dict[int, Piece] = {}  # of open layers
+        self._descriptors: dict[int, Place] = {}  # of all layers so far
+        self._described = 0  # bytes
+        self._crc = 0
+        self._ended = False
+        self.received = 0  # bytes in chunks
+
+    @property
+    def ended(self) -> bool:
+        """Whether End came and all was right."""
+        return self._ended
+
+    async def take(self, message: Any) -> None:
+        """The descriptors, chunks and end of one `graphkv.v1.SelectRequest` (its header was read before).
+
+        May wait for room for a new layer, and so holds up the caller. Raises GraphKVError.
+        """
+        if self._ended:
+            raise misplaced("end", "the request", "followed by another message", "the last one")
+        for descriptor in message.descriptors:
+            await self._describe(messages.read_descriptor(descriptor))
+        for chunk in message.chunks:
+            self._write(chunk.descriptor, chunk.offset, chunk.data)
+        self._release_whole()
+        if message.HasField("end"):
+            await self._end(messages.read_end(message.end))
+
+    def closed(self) -> None:
+        """The stream has no more messages. Raises InvalidInputError (INCOMPLETE) unless End came before."""
+        if not self._ended:
+            raise InvalidInputError(
+                f"the request ended without `end`{self._first_missing()}", argument="end", reason=Reason.INCOMPLETE
+            )
+
+    def _check_sizes(self) -> None:
+        header = self._header
+        if not 1 <= header.layers * len(header.prompts) <= MAX_LAYERS:
+            allowed = f"at least 1, and with the prompts at most {MAX_LAYERS} layers in all"
+            raise invalid("layers", header.layers, allowed, reason=Reason.TOO_LARGE if header.layers > 0 else Reason.BAD_SHAPE)
+        self._reservation.check_fits("largest_layer_bytes", header.largest_layer_bytes)
+        most = header.largest_layer_bytes * header.layers * len(header.prompts)
+        if header.total_bytes > most:
+            allowed = f"at most {most}, the largest layer times the number of layers"
+            raise invalid("total_bytes", header.total_bytes, allowed, reason=Reason.TOO_LARGE)
+        if header.total_bytes < header.largest_layer_bytes:
+            allowed = f"at least largest_layer_bytes, {header.largest_layer_bytes}"
+            raise invalid("total_bytes", header.total_bytes, allowed, reason=Reason.BAD_SHAPE)
+
+    def _planned(self, place: int, tokens: int, pinned: Any) -> tuple[Shapes, tuple[LayerPlan, ...]]:
+        header = self._header
+        if not 1 <= tokens <= _MAX_TOKENS:
+            raise invalid(f"prompts[{place}].tokens", tokens, f"1 to {_MAX_TOKENS}", reason=Reason.BAD_SHAPE)
+        plans = plan_layers(
+            header.policy, num_tokens=tokens, num_layers=header.layers, pinned=pinned, caller_scores=header.caller_scores
+        )
+        heads = header.query_heads
+        return Shapes(header.layers, header.kv_heads, tokens, header.head_dim, heads, plans[0].window if heads else 0), plans
+
+    def _room_for(self, place: int, shapes: Shapes, plans: tuple[LayerPlan, ...]) -> int:
+        """Bytes to lease for a layer: its tensors, or what choosing and answering takes where that is more.
+
+        That is so with few candidates of a long prompt, and with a prompt that is kept whole.
+        """
+        kept = min(shapes.tokens, max(plan.budget for plan in plans))
+        choosing = shapes.kv_heads * max(shapes.tokens, 4 * kept)
+        self._reservation.check_fits(f"prompts[{place}].tokens", choosing)
+        return max(self._header.largest_layer_bytes, choosing)
+
+    async def _describe(self, descriptor: Descriptor) -> None:
+        place = (descriptor.prompt, descriptor.layer)
+        where = f"layer {descriptor.layer}"
+        if descriptor.id in self._descriptors:
+            raise misplaced("descriptor.id", where, descriptor.id, "one that was not used before")
+        if not 0 <= descriptor.prompt < len(self._plans):
+            raise misplaced(
+                "descriptor.prompt", where, descriptor.prompt, f"0 to {len(self._plans) - 1}", reason=Reason.BAD_SHAPE
+            )
+        if not 0 <= descriptor.layer < self._header.layers:
+            raise misplaced(
+                "descriptor.layer", where, descriptor.layer, f"0 to {self._header.layers - 1}", reason=Reason.BAD_SHAPE
+            )
+        self._reservation.check_fits("descriptor.byte_length", descriptor.byte_length)
+        self._described += descriptor.byte_length
+        if self._described > self._header.total_bytes:
+            allowed = f"in all at most the header's total_bytes, {self._header.total_bytes}"
+            raise misplaced("descriptor.byte_length", f"{descriptor.role} of {where}", descriptor.byte_length, allowed)
+        if place in self._left:
+            allowed = "of a layer that is not complete yet; all its tensors are described before its last byte"
+            raise misplaced("descriptor.layer", f"{descriptor.role} of {where}", descriptor.layer, allowed)
+        layer = self._open.get(place) or await self._begin(place)
+        piece = layer.describe(descriptor)
+        self._descriptors[descriptor.id] = place
+        self._pieces[descriptor.id] = piece
+
+    async def _begin(self, place: Place) -> ArrivingLayer:
+        prompt, index = place
+        lease = await self._reservation.lease(self._room[prompt])
+        header = self._header
+        layer = ArrivingLayer(
+            self._plans[prompt][index],
+            self._shapes[prompt],
+            prompt,
+            lease,
+            largest=header.largest_layer_bytes,
+            rope=header.rope,
+        )
+        self._open[place] = layer
+        return layer
+
+    def _write(self, descriptor: int, offset: int, chunk: bytes) -> None:
+        piece = self._pieces.get(descriptor)
+        if piece is None:
+            if descriptor in self._descriptors:
+                raise misplaced(
+                    "chunk.descriptor",
+                    f"layer {self._descriptors[descriptor][1]}",
+                    descriptor,
+                    "of a layer that is not complete yet",
+                )
+            raise misplaced("chunk.descriptor", "the request", descriptor, "the id of a descriptor that came before")
+        piece.write(offset, chunk)
+        self._crc = tensors.checksum(chunk, self._crc)
+        self.received += len(chunk)
+
+    def _release_whole(self) -> None:
+        """Sends the layers that are whole to the sink."""
+        for place in [place for place, layer in self._open.items() if layer.whole()]:
+            self._release(place, self._open[place])
+
+    def _release(self, place: Place, layer: ArrivingLayer) -> None:
+        work = layer.build()  # before anything is given away: it may raise
+        del self._open[place]
+        self._left.add(place)
+        self._pieces = {number: piece for number, piece in self._pieces.items() if piece.layer is not layer}
+        layer.lease.finished()
+        self._sink.submit(work, layer.lease, prompt=layer.prompt, size=layer.size)
+
+    async def _end(self, end: End) -> None:
+        missing = self._first_missing()
+        if missing:
+            raise InvalidInputError(f"the request is incomplete{missing}", argument="end", reason=Reason.INCOMPLETE)
+        for argument, declared, counted in (
+            ("end.descriptors", end.descriptors, len(self._descriptors)),
+            ("end.bytes", end.bytes, self.received),
+        ):
+            if declared != counted:
+                raise misplaced(argument, "the request", declared, f"{counted}, which is what came", reason=Reason.INCOMPLETE)
+        if end.crc32c != self._crc:
+            message = f"the checksum of the request is {self._crc:#010x}, sent was {end.crc32c:#010x}: bytes changed on the way"
+            raise UnavailableError(message, reason=Reason.CHECKSUM, argument="end.crc32c")
+        self._ended = True
+        for prompt, plans in enumerate(self._plans):
+            for plan in plans:
+                if (prompt, plan.layer) not in self._left:  # kept whole, so nothing had to come
+                    lease = await self._reservation.lease(self._room[prompt])
+                    lease.finished()
+                    self._left.add((prompt, plan.layer))
+                    self._sink.submit(empty_layer(plan, self._shapes[prompt]), lease, prompt=prompt, size=0)
+        self._sink.finish()
+
+    def _first_missing(self) -> str:
+        """What is missing, in words, ready to follow a sentence; empty where nothing is."""
+        for layer in self._open.values():
+            missing = layer.missing()
+            if missing:
+                return f": {missing}"
+        for prompt, plans in enumerate(self._plans):
+            for plan in plans:
+                if (prompt, plan.layer) not in self._left and not plan.keeps_all:
+                    return f": layer {plan.layer} of prompt {prompt} did not come"
+        return ""

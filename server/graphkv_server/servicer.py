@@ -1,0 +1,221 @@
+"""The RPCs of graphkv.v1.Compression: decode, call, encode. What is decided is decided elsewhere.
+
+Every way a call can end passes through `_answering`: one status, one count, one log line. Handlers re-raise
+CancelledError, and write with `context.write` instead of yielding, so that a cancelled call unwinds its own blocks at once.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from graphkv_proto import messages
+from graphkv_proto import v1 as pb
+from graphkv_proto.status import to_status
+
+from graphkv.terms.capabilities import Capabilities
+from graphkv.terms.errors import DeadlineError, GraphKVError, InternalError, InvalidInputError, Reason, UnavailableError
+from graphkv.terms.selection import Summary
+from graphkv_server import logs
+from graphkv_server.admission import Admission
+from graphkv_server.assembler import Assembler
+from graphkv_server.directory import Directory
+from graphkv_server.engine import Engine, Job
+from graphkv_server.metrics import ABANDONED, OK, Metrics
+
+__all__ = ["Servicer"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Requests = AsyncIterator[pb.SelectRequest]
+
+_LAST_BREATH = 0.25
+"""Seconds to wait, where a stream ended too early, for the cancellation that follows when its caller has died."""
+_DEADLINE_SLACK = 0.05
+"""gRPC and we read two clocks: a cancellation so close before the deadline is the deadline's."""
+
+
+class _Call:
+    """What is known about a call, for its log line."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.request_id = ""
+        self.received = 0
+        self.outcome = OK
+
+
+class Servicer:
+    """The handlers, for `graphkv_proto.service.generic_handler`."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        engine: Engine,
+        metrics: Metrics,
+        *,
+        capabilities: Capabilities,
+        directory: Directory,
+        stall_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._admission = admission
+        self._engine = engine
+        self._metrics = metrics
+        self._capabilities = capabilities
+        self._directory = directory
+        self._stall_timeout = stall_timeout
+        self._clock = clock
+        self._draining = False
+        self._jobs: set[Job] = set()
+
+    def drain(self) -> None:
+        """Refuses new Select calls from now on."""
+        self._draining = True
+
+    def end_all(self) -> None:
+        """Ends the calls that are still running, with UNAVAILABLE."""
+        for job in self._jobs:
+            job.fail(UnavailableError("the replica is shutting down", reason=Reason.DRAINING))
+
+    async def select(self, requests: Requests, context: Context) -> None:
+        """Prompts in, one message per layer out, each as soon as it is chosen, while later layers still arrive.
+
+        However the call ends (answer, bad input, deadline, a caller who left), leaving the blocks gives back every
+        buffer and queued row.
+        """
+        async with self._answering("Select", context) as call:
+            if self._draining:
+                raise UnavailableError("the replica is draining", reason=Reason.DRAINING)
+            with self._admission.admit(call.deadline) as reservation, self._engine.open(call.deadline) as job:
+                first = await self._next(requests)
+                if first is None or not first.HasField("header"):
+                    raise InvalidInputError("the first message has no header", argument="header", reason=Reason.INCOMPLETE)
+                call.request_id = logs.safe_id(first.header.request_id)
+                header = messages.read_header(first.header)
+                assembler = Assembler(header, reservation, job)
+                feeding = asyncio.create_task(self._feed(assembler, first, requests, job, header.encoding))
+                self._jobs.add(job)
+                try:
+                    async for layer in job.results():
+                        await context.write(pb.SelectResponse(layers=[messages.write_layer(layer)]))
+                        self._count(layer)
+                    summary = Summary(
+                        request_id=call.request_id,
+                        sent_bytes=assembler.received,
+                        encoding=header.encoding,
+                        transport="tcp",
+                        where=self._capabilities.replica,
+                        seconds=job.seconds,
+                    )
+                    await context.write(pb.SelectResponse(summary=messages.write_summary(summary)))
+                finally:
+                    self._jobs.discard(job)
+                    call.received = assembler.received
+                    feeding.cancel()
+                    await asyncio.wait((feeding,))
+
+    async def get_capabilities(self, request: pb.GetCapabilitiesRequest, context: Context) -> pb.GetCapabilitiesResponse:
+        """What this replica can do; waits for nothing."""
+        async with self._answering("GetCapabilities", context):
+            return messages.write_capabilities(self._capabilities)
+
+    async def locate(self, request: pb.LocateRequest, context: Context) -> pb.LocateResponse:
+        """Which replicas to call."""
+        async with self._answering("Locate", context):
+            seats = await self._directory.locate(request.group, request.limit)
+            return pb.LocateResponse(
+                replicas=[
+                    pb.Replica(
+                        replica=seat.replica,
+                        address=seat.address,
+                        bytes_in_flight=seat.bytes_in_flight,
+                        max_bytes_in_flight=seat.max_bytes_in_flight,
+                    )
+                    for seat in seats
+                ]
+            )
+
+    async def _feed(self, assembler: Assembler, first: pb.SelectRequest, requests: Requests, job: Job, encoding: str) -> None:
+        """Reads the call's messages; whatever goes wrong ends the job with it."""
+        started, counted = self._clock(), 0
+        received = self._metrics.received_bytes_total.labels(encoding=encoding, transport="tcp")
+        message: pb.SelectRequest | None = first
+        try:
+            while message is not None:
+                if message is not first and message.HasField("header"):
+                    raise InvalidInputError("only the first message has a header", argument="header", reason=Reason.BAD_LAYOUT)
+                await assembler.take(message)
+                received.inc(assembler.received - counted)
+                counted = assembler.received
+                if assembler.ended and "receive" not in job.seconds:
+                    job.seconds["receive"] = self._clock() - started
+                    self._metrics.phase_duration_seconds.labels(phase="receive").observe(job.seconds["receive"])
+                message = await self._next(requests, ended=assembler.ended)
+            assembler.closed()
+        except GraphKVError as error:
+            job.fail(error)
+        except Exception as error:  # noqa: BLE001  # a task's exception would be lost: the handler raises it instead
+            logs.event("assembler_failed", level="error", kind=type(error).__name__, text=str(error))
+            job.fail(InternalError(f"the request could not be read ({type(error).__name__})"))
+
+    async def _next(self, requests: Requests, *, ended: bool = False) -> pb.SelectRequest | None:
+        """The next message, or None at the stream's end. Raises DeadlineError (SLOW_CLIENT) where none comes in time."""
+        try:
+            async with asyncio.timeout(None if ended else self._stall_timeout):
+                return await anext(requests)
+        except TimeoutError:
+            message = f"nothing was sent for {self._stall_timeout:g} seconds"
+            raise DeadlineError(message, reason=Reason.SLOW_CLIENT) from None
+        except StopAsyncIteration:
+            if not ended:
+                await asyncio.sleep(_LAST_BREATH)
+            return None
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, method: str, context: Context) -> AsyncIterator[_Call]:
+        """One call from its start to its status: errors become statuses, endings are counted and logged."""
+        started = self._clock()
+        remaining = context.time_remaining()
+        call = _Call(None if remaining is None else started + remaining)
+        try:
+            yield call
+        except GraphKVError as error:
+            call.outcome = error.reason
+            await self._abort(context, error, call)
+        except asyncio.CancelledError:
+            expired = call.deadline is not None and self._clock() >= call.deadline - _DEADLINE_SLACK
+            call.outcome = Reason.EXPIRED if expired else ABANDONED
+            raise
+        except grpc.aio.BaseError:  # the call ended under our hands: nothing can be written to it
+            call.outcome = ABANDONED
+            raise
+        except Exception as error:  # noqa: BLE001  # the boundary: what is not ours is our mistake
+            call.outcome = Reason.BUG
+            logs.event("call_failed", level="error", method=method, kind=type(error).__name__, text=str(error))
+            await self._abort(context, InternalError(f"the call failed ({type(error).__name__})"), call)
+        finally:
+            seconds = self._clock() - started
+            self._metrics.ended(method, call.outcome, seconds)
+            level = "debug" if method != "Select" else "info"
+            logs.event(
+                "call",
+                level=level,
+                method=method,
+                outcome=str(call.outcome),
+                request_id=call.request_id,
+                received_bytes=call.received,
+                seconds=round(seconds, 6),
+            )
+
+    async def _abort(self, context: Context, error: GraphKVError, call: _Call) -> None:
+        error.request_id = call.request_id or None
+        code, message, trailing = to_status(error)
+        await context.abort(code, message, trailing)
+
+    def _count(self, layer: Any) -> None:
+        self._metrics.kept_score_ratio.observe(layer.kept_score_ratio)
+        self._metrics.kept_tokens_total.inc(sum(len(row) for row in layer.indices))
+        self._metrics.changed_tokens_total.inc(layer.changed)

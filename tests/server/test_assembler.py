@@ -1,0 +1,163 @@
+"""The assembler without a socket: whole layers arrive byte for byte, whatever the split, and nothing wrong gets through.
+
+Buffers are poisoned before every loan: a byte that was read without being written would show.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graphkv_proto import v1 as pb
+from graphkv_testing.assembling import AssemblerCall
+from graphkv_testing.raw import RawCall, raw_policy
+
+from graphkv.candidates import Candidates
+from graphkv.layer import Layer
+from graphkv.terms.errors import GraphKVError, InvalidInputError
+
+
+def send(sent: RawCall, all_messages: list[Any] | None = None) -> AssemblerCall:
+    """The call after all its messages; where one is refused, everything has come back."""
+    call = AssemblerCall(sent.header)
+    try:
+        for message in sent.messages() if all_messages is None else all_messages:
+            message.ClearField("header")
+            call.take(message)
+        call.assembler.closed()
+    except GraphKVError:
+        call.close()
+        raise
+    return call
+
+
+def refused(sent: RawCall, all_messages: list[Any] | None = None) -> GraphKVError:
+    with pytest.raises(GraphKVError) as caught:
+        send(sent, all_messages)
+    return caught.value
+
+
+@pytest.mark.parametrize("chunk", [1, 13, 4096])
+def test_layers_arrive_byte_for_byte(chunk: int) -> None:
+    sent = RawCall(layers=3, kv_heads=3, query_heads=3, tokens=17, head_dim=5)
+    call = send(sent, sent.messages(chunk=chunk))
+    for layer in range(3):
+        work = call.sink.layers[0, layer]
+        assert isinstance(work, Layer)
+        np.testing.assert_array_equal(work.keys.numpy(), sent.keys[layer])
+        assert work.queries is not None
+        np.testing.assert_array_equal(work.queries.numpy(), sent.queries[layer])
+    assert call.sink.finished
+    call.close()
+
+
+def test_a_layer_leaves_as_soon_as_it_is_whole() -> None:
+    sent = RawCall(layers=2)
+    call = AssemblerCall(sent.header)
+    seen = []
+    for message in sent.messages():
+        message.ClearField("header")
+        call.take(message)
+        seen.append(len(call.sink.layers))
+    assert seen == [0, 0, 0, 1, 1, 1, 2, 2]
+    call.close()
+
+
+def test_nothing_is_needed_of_a_prompt_that_is_kept_whole() -> None:
+    sent = RawCall(tokens=7, tensors=[])
+    sent.tensors.clear()
+    sent.header.largest_layer_bytes = sent.header.total_bytes = 0
+    call = send(sent)
+    work = call.sink.layers[0, 1]
+    assert isinstance(work, Candidates)
+    assert work.plan.keeps_all
+    work.check()
+    call.close()
+
+
+def narrowed() -> RawCall:
+    """Two layers of 23 tokens as 14 candidates of 19 contenders each (budget 7, window 4, half as many again)."""
+    sent = RawCall()
+    sent.header.policy.graph.candidates = 2.0
+    sent.header.query_heads = 0
+    sent.tensors.clear()
+    for layer in range(2):
+        ids = np.tile(np.arange(14, dtype=np.int32), (2, 1))
+        scores = np.linspace(1, 2, 28, dtype=np.float32).reshape(2, 14)
+        facts = np.array([[30.0, 0.5, 19], [31.0, 0.5, 19]])
+        for role, array in (
+            (pb.ROLE_CANDIDATE_IDS, ids),
+            (pb.ROLE_SCORES, scores),
+            (pb.ROLE_ROW_FACTS, facts),
+            (pb.ROLE_KEYS, np.ascontiguousarray(sent.keys[layer][:, :14])),
+        ):
+            sent.tensors.append((layer, role, array, 0))
+    return sent
+
+
+def test_the_narrowed_form() -> None:
+    sent = narrowed()
+    call = send(sent, sent.messages(chunk=31))
+    work = call.sink.layers[0, 1]
+    assert isinstance(work, Candidates)
+    work.check()
+    assert work.keys is not None
+    np.testing.assert_array_equal(work.keys.numpy(), sent.keys[1][:, :14])
+    assert work.facts.tolist() == [[30.0, 0.5, 19], [31.0, 0.5, 19]]
+    call.close()
+
+
+def test_forms_do_not_mix() -> None:
+    sent = narrowed()
+    sent.tensors.insert(1, (0, pb.ROLE_QUERIES, sent.queries[0], 0))
+    assert refused(sent).reason == "BAD_LAYOUT"
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2, 3], ids=["ids", "scores", "facts", "keys"])
+def test_a_narrowed_layer_needs_all_of_it(missing: int) -> None:
+    sent = narrowed()
+    del sent.tensors[missing]
+    error = refused(sent)
+    assert (error.reason, error.argument) == ("INCOMPLETE", "end")
+    assert "layer 0 did not come" in str(error)
+
+
+def test_errors_name_layer_role_expected_and_got() -> None:
+    sent = RawCall()
+    all_messages = sent.messages()
+    all_messages[2].chunks[0].offset = 5
+    assert (
+        str(refused(sent, all_messages)) == "chunk.offset for keys of layer 0 is 5; it must be 0, as many bytes as came before"
+    )
+
+
+def test_callers_scores_exclude_queries() -> None:
+    sent = RawCall()
+    sent.header.importance = pb.IMPORTANCE_CALLER
+    assert refused(sent).argument == "descriptor.role"
+
+
+def test_more_than_the_header_declared_is_refused() -> None:
+    sent = RawCall()
+    sent.header.largest_layer_bytes -= 1
+    sent.header.total_bytes -= 2
+    error = refused(sent)
+    assert (error.reason, error.argument) == ("BAD_LAYOUT", "descriptor.byte_length")
+    sent = RawCall()
+    sent.header.total_bytes -= 1
+    assert refused(sent).argument == "descriptor.byte_length"
+
+
+@pytest.mark.parametrize("tokens", [2**31, 2**40, 0, -1])
+def test_prompts_have_a_possible_length(tokens: int) -> None:
+    sent = RawCall()
+    sent.header.prompts[0].tokens = tokens
+    assert isinstance(refused(sent), InvalidInputError)
+
+
+def test_a_prompt_too_long_to_answer_is_refused_at_the_header() -> None:
+    """All of 2^30 tokens kept, and nothing to send for it: the answer alone would take 8 GiB."""
+    sent = RawCall()
+    sent.header.prompts[0].tokens = 2**30
+    sent.header.policy.CopyFrom(raw_policy(budget=2**30))
+    error = refused(sent)
+    assert (error.reason, error.argument) == ("TOO_LARGE", "prompts[0].tokens")
