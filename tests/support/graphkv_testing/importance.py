@@ -19,7 +19,7 @@ class Importance:
 
     values: float64 [Hkv, n]; 0 at the observation window's tokens where the scorer gives them none.
     source: "queries", "attention", "keys" (knorm) or "scores" (the caller's, exact).
-    terms: sizes the arithmetic's error depends on: window, pool_width, group, logits (the largest sum |q_i k_i| / sqrt(d)).
+    window, pool_width, group, logits: what the error of arithmetic depends on; logits is the largest sum |q_i k_i| / sqrt(d).
     equal_means_equal: equal values here come from the same numbers, so any arithmetic finds them equal (ties are exact).
     """
 

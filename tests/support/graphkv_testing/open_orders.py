@@ -33,7 +33,7 @@ def judge_order(tokens: Sequence[int], before: np.ndarray, chosen: set[int]) -> 
     outside = chosen - set(tokens)
     if outside:
         return Outcome(False, False, f"kept, but no candidates: {sorted(outside)}")
-    kept = np.array([j in chosen for j in tokens])
+    kept = np.array([j in chosen for j in tokens], dtype=bool)
     wrong = before & ~kept[:, None] & kept[None, :]
     if wrong.any():
         dropped, taken = (tokens[int(i)] for i in np.argwhere(wrong)[0])
@@ -147,7 +147,7 @@ def replay(scores: Scores, edges: Edges, candidates: list[int], chosen: set[int]
     factor_low, factor_high = edges.log_factors(strength)
     low, high = logs(scores.shifted[0][ids]), logs(scores.shifted[1][ids])
     low, high = low - 2 * UNIT * _size(low), high + 2 * UNIT * _size(high)
-    tied, wanted = scores.tied(ids), np.array([j in chosen for j in candidates])
+    tied, wanted = scores.tied(ids), np.array([j in chosen for j in candidates], dtype=bool)
     start = (low, high, np.zeros(len(ids), dtype=bool), np.ones(len(ids), dtype=bool))
     stack, seen, exact, deepest, problem = [start], set(), True, -1, ""
     while stack:

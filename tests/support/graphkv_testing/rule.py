@@ -169,8 +169,8 @@ def _tops(tokens: Sequence[int], before: np.ndarray, count: int) -> Iterator[lis
     inside, open_ones = _cut(tokens, before, count)
     place = {j: i for i, j in enumerate(tokens)}
     for some in itertools.combinations(open_ones, count - len(inside)):
-        rest = [place[j] for j in open_ones if j not in some]
-        if not before[np.ix_(rest, [place[j] for j in some])].any():
+        rest = np.array([place[j] for j in open_ones if j not in some], dtype=int)
+        if not before[np.ix_(rest, np.array([place[j] for j in some], dtype=int))].any():
             yield sorted([*inside, *some])
 
 
