@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from graphkv_testing.cases import Case, Spec, corners, seeded
+from graphkv_testing.cases import Case, Spec, seeded
+from graphkv_testing.corners import corners
 from graphkv_testing.rule import judge_selection
 
 import graphkv

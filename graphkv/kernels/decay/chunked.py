@@ -1,6 +1,7 @@
 """One-shot propagation in bounded memory: a block of sources against all candidates at a time, cosines in float32.
 
-The m-th neighbor is exact: `top_tokens` decides ties to the lower index. Factors multiply in float64, best source first.
+The m-th neighbor is exact: `top_tokens` decides ties to the lower index. Factors multiply in float64, where the order of
+multiplication does not show.
 """
 
 import torch
@@ -30,12 +31,11 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
     for start in range(0, sources.shape[0], _BLOCK):
         edges = _edges(unit[sources[start : start + _BLOCK]], unit, is_source, row.neighbors, graph.threshold)
         touched |= (edges > 0.0).any(dim=0)
-        for edge in edges:
-            sent = edge.to(torch.float64).mul_(sign * graph.strength)
-            if graph.update == "additive":
-                signal += sent
-            else:
-                signal *= sent.add_(1.0)
+        sent = edges.to(torch.float64).mul_(sign * graph.strength)
+        if graph.update == "additive":
+            signal += sent.sum(dim=0)
+        else:
+            signal *= sent.add_(1.0).prod(dim=0)
     if graph.signal == "evict":
         return _evicted(row.scores, touched)
     if graph.update == "additive":
