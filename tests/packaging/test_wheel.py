@@ -9,7 +9,17 @@ import pytest
 from graphkv_testing.process import serve
 
 ROOT = Path(__file__).parents[2]
-LIGHT = {"grpcio", "protobuf", "numpy", "google-crc32c", "googleapis-common-protos", "typing-extensions", "graphkv", "pip", "setuptools"}
+LIGHT = {
+    "grpcio",
+    "protobuf",
+    "numpy",
+    "google-crc32c",
+    "googleapis-common-protos",
+    "typing-extensions",
+    "graphkv",
+    "pip",
+    "setuptools",
+}
 PROGRAM = """
 import sys
 import numpy as np
@@ -43,7 +53,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names}
-    assert {"graphkv", "graphkv_proto", "graphkv_client", "graphkv_server"} == {name for name in top if ".dist-info" not in name}
+    assert {"graphkv", "graphkv_proto", "graphkv_client", "graphkv_server"} == {
+        name for name in top if ".dist-info" not in name
+    }
     for package in ("graphkv", "graphkv_proto", "graphkv_client", "graphkv_server"):
         assert f"{package}/py.typed" in names
     assert any(name.endswith("compression.proto") for name in names)
