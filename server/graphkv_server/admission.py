@@ -90,20 +90,21 @@ class Reservation:
         """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer can never be held here."""
         self._admission.check_fits(argument, size)
 
-    async def lease(self, size: int) -> Lease:
-        """Room for one layer of `size` bytes.
+    async def lease(self, *sizes: int) -> list[Lease]:
+        """Room for layers of these sizes, all of it or none.
 
-        Raises InvalidInputError (TOO_LARGE) where it can never fit, OverloadedError where the call already holds an
-        unfinished layer and there is no room now, or none came within the queue timeout, and DeadlineError.
+        Raises InvalidInputError (TOO_LARGE) where they can never fit together, OverloadedError where the call already
+        holds an unfinished layer and there is no room now, or none came within the queue timeout, and DeadlineError.
         """
-        self._admission.check_fits("largest_layer_bytes", size)
+        total = sum(sizes)
+        self._admission.check_fits("layers together in one message" if len(sizes) > 1 else "largest_layer_bytes", total)
         if self.unfinished:
-            self._admission.take_now(size)
+            self._admission.take_now(total)
         else:
-            await self._admission.wait_for(size, self._deadline)
-        lease = Lease(self._admission, self, size)
-        self.unfinished.add(lease)
-        return lease
+            await self._admission.wait_for(total, self._deadline)
+        leases = [Lease(self._admission, self, size) for size in sizes]
+        self.unfinished.update(leases)
+        return leases
 
 
 class Admission:

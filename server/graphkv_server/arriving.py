@@ -5,6 +5,7 @@ cover their tokens exactly once, and a layer is whole only when every byte of it
 old content is never read. Knows no message order, no checksum and no waiting (the assembler does).
 """
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def misplaced(
 
 @dataclass(slots=True, eq=False)
 class Tensor:
-    """All of one role of a layer, heads first: `memory` is its bytes, `dims` its axes; `ranges` the tokens described."""
+    """All of one role of a layer, heads first: `memory` its bytes, `dims` its axes; `ranges` the tokens described, ascending."""
 
     role: str
     dtype: str
@@ -151,11 +152,12 @@ class ArrivingLayer:
         if (tensor.dtype, tensor.dims) != (descriptor.dtype, dims):
             allowed = f"{tensor.dtype} {list(tensor.dims)}, as its first range"
             self._refuse("descriptor.dims", role, f"{descriptor.dtype} {list(dims)}", allowed, Reason.BAD_SHAPE)
-        for other_start, other_stop in tensor.ranges:
+        place = bisect.bisect(tensor.ranges, (start, stop))
+        for other_start, other_stop in tensor.ranges[max(0, place - 1) : place + 1]:
             if start < other_stop and other_start < stop:
                 given, allowed = f"tokens {start} to {stop}", f"outside {other_start} to {other_stop}, which came already"
                 self._refuse("descriptor.start", role, given, allowed, Reason.BAD_LAYOUT)
-        tensor.ranges.append((start, stop))
+        tensor.ranges.insert(place, (start, stop))
         return Piece(self, descriptor, tensor)
 
     def whole(self) -> bool:

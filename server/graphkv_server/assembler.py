@@ -21,11 +21,12 @@ from graphkv.terms.shapes import Shapes
 from graphkv_server.admission import Lease, Reservation
 from graphkv_server.arriving import ArrivingLayer, Piece, empty_layer, misplaced
 
-__all__ = ["MAX_LAYERS", "Assembler", "Sink"]
+__all__ = ["MAX_DESCRIPTORS", "MAX_LAYERS", "Assembler", "Sink"]
 
 MAX_LAYERS = 2**16
 """Layers of all prompts of a call together."""
-_MAX_TOKENS = 2**31 - 1
+MAX_DESCRIPTORS = 2**17
+"""Descriptors of a call together: tensors, and ranges of their tokens."""
 
 Place = tuple[int, int]
 """(prompt, layer)."""
@@ -53,7 +54,7 @@ class Assembler:
         self._shapes, self._plans, self._room = [], [], []  # by prompt
         self._check_sizes()
         for place, prompt in enumerate(header.prompts):
-            shapes, plans = self._planned(place, prompt.tokens, prompt.pinned)
+            shapes, plans = self._planned(prompt.tokens, prompt.pinned)
             self._shapes.append(shapes)
             self._plans.append(plans)
             self._room.append(self._room_for(place, shapes, plans))
@@ -78,8 +79,8 @@ class Assembler:
         """
         if self._ended:
             raise misplaced("end", "the request", "followed by another message", "the last one")
-        for descriptor in message.descriptors:
-            await self._describe(messages.read_descriptor(descriptor))
+        if message.descriptors:
+            await self._describe([self._checked(messages.read_descriptor(each)) for each in message.descriptors])
         for chunk in message.chunks:
             self._write(chunk.descriptor, chunk.offset, chunk.data)
         self._release_whole()
@@ -95,9 +96,8 @@ class Assembler:
 
     def _check_sizes(self) -> None:
         header = self._header
-        if not 1 <= header.layers * len(header.prompts) <= MAX_LAYERS:
-            allowed = f"at least 1, and with the prompts at most {MAX_LAYERS} layers in all"
-            raise invalid("layers", header.layers, allowed, reason=Reason.TOO_LARGE if header.layers > 0 else Reason.BAD_SHAPE)
+        if header.layers * len(header.prompts) > MAX_LAYERS:
+            raise invalid("layers", header.layers, f"at most {MAX_LAYERS} for all prompts together", reason=Reason.TOO_LARGE)
         self._reservation.check_fits("largest_layer_bytes", header.largest_layer_bytes)
         most = header.largest_layer_bytes * header.layers * len(header.prompts)
         if header.total_bytes > most:
@@ -107,10 +107,8 @@ class Assembler:
             allowed = f"at least largest_layer_bytes, {header.largest_layer_bytes}"
             raise invalid("total_bytes", header.total_bytes, allowed, reason=Reason.BAD_SHAPE)
 
-    def _planned(self, place: int, tokens: int, pinned: Any) -> tuple[Shapes, tuple[LayerPlan, ...]]:
+    def _planned(self, tokens: int, pinned: Any) -> tuple[Shapes, tuple[LayerPlan, ...]]:
         header = self._header
-        if not 1 <= tokens <= _MAX_TOKENS:
-            raise invalid(f"prompts[{place}].tokens", tokens, f"1 to {_MAX_TOKENS}", reason=Reason.BAD_SHAPE)
         plans = plan_layers(
             header.policy, num_tokens=tokens, num_layers=header.layers, pinned=pinned, caller_scores=header.caller_scores
         )
@@ -127,46 +125,45 @@ class Assembler:
         self._reservation.check_fits(f"prompts[{place}].tokens", choosing)
         return max(self._header.largest_layer_bytes, choosing)
 
-    async def _describe(self, descriptor: Descriptor) -> None:
-        place = (descriptor.prompt, descriptor.layer)
+    def _checked(self, descriptor: Descriptor) -> Descriptor:
+        """The descriptor, if it may stand in this call at all; from here on its id is used and its bytes are counted."""
         where = f"layer {descriptor.layer}"
         if descriptor.id in self._descriptors:
             raise misplaced("descriptor.id", where, descriptor.id, "one that was not used before")
-        if not 0 <= descriptor.prompt < len(self._plans):
+        if len(self._descriptors) == MAX_DESCRIPTORS:
             raise misplaced(
-                "descriptor.prompt", where, descriptor.prompt, f"0 to {len(self._plans) - 1}", reason=Reason.BAD_SHAPE
+                "descriptors", "the request", MAX_DESCRIPTORS + 1, f"at most {MAX_DESCRIPTORS}", reason=Reason.TOO_LARGE
             )
-        if not 0 <= descriptor.layer < self._header.layers:
-            raise misplaced(
-                "descriptor.layer", where, descriptor.layer, f"0 to {self._header.layers - 1}", reason=Reason.BAD_SHAPE
-            )
+        for name, most in (("prompt", len(self._plans)), ("layer", self._header.layers)):
+            given = getattr(descriptor, name)
+            if given >= most:
+                raise misplaced(f"descriptor.{name}", descriptor.role, given, f"0 to {most - 1}", reason=Reason.BAD_SHAPE)
         self._reservation.check_fits("descriptor.byte_length", descriptor.byte_length)
         self._described += descriptor.byte_length
         if self._described > self._header.total_bytes:
             allowed = f"in all at most the header's total_bytes, {self._header.total_bytes}"
             raise misplaced("descriptor.byte_length", f"{descriptor.role} of {where}", descriptor.byte_length, allowed)
-        if place in self._left:
+        if (descriptor.prompt, descriptor.layer) in self._left:
             allowed = "of a layer that is not complete yet; all its tensors are described before its last byte"
             raise misplaced("descriptor.layer", f"{descriptor.role} of {where}", descriptor.layer, allowed)
-        layer = self._open.get(place) or await self._begin(place)
-        piece = layer.describe(descriptor)
-        self._descriptors[descriptor.id] = place
-        self._pieces[descriptor.id] = piece
+        self._descriptors[descriptor.id] = (descriptor.prompt, descriptor.layer)
+        return descriptor
 
-    async def _begin(self, place: Place) -> ArrivingLayer:
+    async def _describe(self, descriptors: list[Descriptor]) -> None:
+        """Opens the layers that are new, with room for all of them at once: so a small call in one message waits once."""
+        places = dict.fromkeys((each.prompt, each.layer) for each in descriptors)
+        fresh = [place for place in places if place not in self._open]
+        if fresh:
+            leases = await self._reservation.lease(*(self._room[prompt] for prompt, _ in fresh))
+            for place, lease in zip(fresh, leases, strict=True):
+                self._open[place] = self._layer(place, lease)
+        for descriptor in descriptors:
+            self._pieces[descriptor.id] = self._open[descriptor.prompt, descriptor.layer].describe(descriptor)
+
+    def _layer(self, place: Place, lease: Lease) -> ArrivingLayer:
         prompt, index = place
-        lease = await self._reservation.lease(self._room[prompt])
-        header = self._header
-        layer = ArrivingLayer(
-            self._plans[prompt][index],
-            self._shapes[prompt],
-            prompt,
-            lease,
-            largest=header.largest_layer_bytes,
-            rope=header.rope,
-        )
-        self._open[place] = layer
-        return layer
+        largest, rope = self._header.largest_layer_bytes, self._header.rope
+        return ArrivingLayer(self._plans[prompt][index], self._shapes[prompt], prompt, lease, largest=largest, rope=rope)
 
     def _write(self, descriptor: int, offset: int, chunk: bytes) -> None:
         piece = self._pieces.get(descriptor)
@@ -213,7 +210,7 @@ class Assembler:
         for prompt, plans in enumerate(self._plans):
             for plan in plans:
                 if (prompt, plan.layer) not in self._left:  # kept whole, so nothing had to come
-                    lease = await self._reservation.lease(self._room[prompt])
+                    (lease,) = await self._reservation.lease(self._room[prompt])
                     lease.finished()
                     self._left.add((prompt, plan.layer))
                     self._sink.submit(empty_layer(plan, self._shapes[prompt]), lease, prompt=prompt, size=0)

@@ -50,10 +50,10 @@ def test_what_never_became_whole_comes_back_with_the_block_and_the_rest_by_itsel
     async def body() -> None:
         limits = admission()
         with limits.admit() as call:
-            whole = await call.lease(30)
+            (whole,) = await call.lease(30)
             whole.buffer(30)
             whole.finished()
-            unfinished = await call.lease(40)
+            (unfinished,) = await call.lease(40)
             unfinished.buffer(40)
             assert limits.bytes_in_flight == 70
         assert limits.bytes_in_flight == 30
@@ -91,7 +91,7 @@ def test_turns_are_in_order_even_for_small_ones() -> None:
                 await settle()
 
         with limits.admit() as first:
-            lease = await first.lease(90)
+            (lease,) = await first.lease(90)
             waiting = [asyncio.create_task(caller("large", 80))]
             await settle()
             waiting.append(asyncio.create_task(caller("small", 10)))
@@ -115,7 +115,7 @@ def test_half_full_calls_cannot_block_each_other() -> None:
         async def upload(number: int) -> None:
             with limits.admit() as call:
                 for _ in range(3):
-                    lease = await call.lease(10)
+                    (lease,) = await call.lease(10)
                     await settle()
                     lease.finished()
                     asyncio.get_running_loop().call_soon(lease.give_back)  # the engine
@@ -135,7 +135,7 @@ def test_waiting_ends(limit: str) -> None:
         limits = admission(queue_timeout=0.01 if limit == "queue timeout" else 30.0)
         now = asyncio.get_running_loop().time()
         with limits.admit() as first, limits.admit(now + 0.01 if limit == "deadline" else None) as second:
-            lease = await first.lease(100)
+            (lease,) = await first.lease(100)
             with pytest.raises(DeadlineError if limit == "deadline" else OverloadedError):
                 await second.lease(1)
             lease.give_back()
@@ -154,7 +154,7 @@ def test_a_caller_who_leaves_the_queue_takes_nothing(moment: str) -> None:
             await call.lease(50)
 
         with limits.admit() as first, limits.admit() as second, limits.admit() as third:
-            lease = await first.lease(100)
+            (lease,) = await first.lease(100)
             leaver = asyncio.create_task(caller(second))
             await settle()
             stayer = asyncio.create_task(caller(third))
@@ -184,5 +184,23 @@ def test_idle_means_no_call_is_open() -> None:
             await settle()
             assert not waiting.done()
         await asyncio.wait_for(waiting, 5)
+
+    run(body)
+
+
+def test_room_for_several_layers_is_taken_at_once_or_not_at_all() -> None:
+    async def body() -> None:
+        limits = admission()
+        with limits.admit() as first, limits.admit() as second:
+            (lease,) = await first.lease(50)
+            waiting = asyncio.create_task(second.lease(30, 30))
+            await settle()
+            assert limits.bytes_in_flight == 50
+            lease.give_back()
+            await waiting
+            assert limits.bytes_in_flight == 60
+            with pytest.raises(InvalidInputError):
+                await first.lease(60, 60)
+        assert limits.bytes_in_flight == 0
 
     run(body)

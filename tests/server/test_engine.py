@@ -51,7 +51,7 @@ class Bench:
 
     async def submit(self, job: Job, work: Layer, *, prompt: int = 0, size: int = 1000) -> None:
         with self.admission.admit() as call:
-            lease = await call.lease(size)
+            (lease,) = await call.lease(size)
             lease.finished()
         job.submit(work, lease, prompt=prompt, size=size)
 
