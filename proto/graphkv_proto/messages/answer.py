@@ -18,6 +18,8 @@ __all__ = ["read_layer", "read_summary", "write_layer", "write_summary"]
 
 _CALLER = "scores"
 """What `LayerSelection.importance` says where the caller's own scores were used."""
+_MAX_ROWS = 2**16
+"""No model has as many KV heads; rows without tokens could be any number."""
 Indices = npt.NDArray[np.int32]
 
 
@@ -58,7 +60,7 @@ def read_layer(message: pb.LayerAnswer) -> LayerSelection:
         importance = _CALLER if caller else names.SCORER.read(message.scorer, "scorer")
     except InvalidInputError as error:
         raise _unreadable(error.message) from None
-    if message.prompt < 0 or message.layer < 0 or message.rows < 1 or message.num_tokens < 1:
+    if message.prompt < 0 or message.layer < 0 or not 1 <= message.rows <= _MAX_ROWS or message.num_tokens < 1:
         sizes = f"prompt {message.prompt}, layer {message.layer}, rows {message.rows}, num_tokens {message.num_tokens}"
         raise _unreadable(f"its sizes are {sizes}")
     return LayerSelection(
