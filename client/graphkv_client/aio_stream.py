@@ -6,11 +6,12 @@ What is sent, what may wait and what an answer means is in `_feed` and `_call`.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from graphkv_proto.status import from_status
 
 from graphkv.terms.errors import DeadlineError, GraphKVError, InvalidInputError, Reason, invalid
 from graphkv.terms.selection import LayerSelection, Summary
@@ -35,6 +36,7 @@ class Exchange:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._rpc: Any = None
+        self._refused: GraphKVError | None = None
         self.failure: Exception | None = None
 
     def start(self, method: Any, requests: AsyncIterator[Any], timeout: float) -> AsyncIterator[Any]:
@@ -43,6 +45,7 @@ class Exchange:
             self._rpc = method(self._guarded(requests), timeout=timeout)
         except grpc.aio.UsageError as error:  # gRPC's word for a closed channel
             raise closed_error("client") from error
+        self._rpc.add_done_callback(self._note_status)
         answers: AsyncIterator[Any] = self._rpc
         return answers
 
@@ -57,12 +60,19 @@ class Exchange:
         if self.failure is not None and not _task_cancelled():
             found = self.failure
         elif isinstance(error, grpc.RpcError):
-            found = error_of(error, self._call.request_id)
+            found = self._refused or error_of(error, self._call.request_id)
         elif isinstance(error, asyncio.CancelledError) and not _task_cancelled():
             found = closed_error("client")  # which ended the call under our hands
         if isinstance(found, GraphKVError) and found.request_id is None:
             found.request_id = self._call.request_id
         return found
+
+    def _note_status(self, rpc: Any) -> None:
+        """Keeps the service's own status: a write that fails just after it would put INTERNAL in its place (grpc#36066)."""
+        code = _at_once(rpc.code())
+        if self._refused is None and code is not grpc.StatusCode.OK:
+            details, trailing = _at_once(rpc.details()), _at_once(rpc.trailing_metadata())
+            self._refused = from_status(code, details, trailing, self._call.request_id)
 
     async def _guarded(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         try:
@@ -71,6 +81,17 @@ class Exchange:
         except Exception as error:  # noqa: BLE001  # raised to the caller by `failed`; gRPC would only log it
             self.failure = error
             self.cancel()
+
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The value of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    finally:
+        coroutine.close()
+    raise RuntimeError("the status of a call that is done was not there")
 
 
 def _task_cancelled() -> bool:
