@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
 from graphkv_proto import messages
 from graphkv_proto import v1 as pb
 from graphkv_proto.messages import Header, Prompt
@@ -145,7 +146,14 @@ def test_a_bad_header_is_refused_with_its_path(name: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-numbers = st.sampled_from([0, 1, 2, -1, 7, 999, 2**31 - 1, 2**31, -(2**31)]) | st.integers(-(2**31), 2**31 - 1)
+EDGES = [0, 1, 2, -1, 7, 999, 2**31 - 1, -(2**31)]
+NUMBERS = {
+    FieldDescriptor.CPPTYPE_INT32: st.sampled_from(EDGES),
+    FieldDescriptor.CPPTYPE_ENUM: st.sampled_from(EDGES),
+    FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: st.sampled_from([*EDGES, 2**31, 2**62, 2**63 - 1, -(2**63)]),
+    FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
+}
 
 
 @given(st.data())
@@ -153,12 +161,11 @@ def test_whatever_a_peer_sends_is_read_or_refused(data: st.DataObject) -> None:
     message = sent()
     holders = [message, message.policy, message.policy.graph, message.prompts[0]]
     for holder in data.draw(st.lists(st.sampled_from(holders), min_size=1, max_size=3)):
-        field = data.draw(st.sampled_from([each for each in holder.DESCRIPTOR.fields if each.name != "minor"]))  # unsigned
-        value = getattr(holder, field.name)
-        if not isinstance(value, int | float) or data.draw(st.booleans()):
-            holder.ClearField(field.name)
+        field = data.draw(st.sampled_from(list(holder.DESCRIPTOR.fields)))
+        if isinstance(getattr(holder, field.name), int | float) and data.draw(st.booleans()):
+            setattr(holder, field.name, data.draw(NUMBERS[field.cpp_type]))
         else:
-            setattr(holder, field.name, data.draw(numbers if isinstance(value, int) else st.floats()))
+            holder.ClearField(field.name)
     try:
         header = messages.read_header(message)
     except InvalidInputError:
