@@ -14,30 +14,33 @@ _COLUMNS = 512
 _GPU_COLUMNS = 8192
 
 
-def padded(count: int, step: int = _ROWS) -> int:
+def padded(count: int, step: int) -> int:
     """`count` rounded up to a multiple of `step`."""
     return -(-count // step) * step
 
 
-def products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """float32 [M, N]: left [M, d] times right [N, d] transposed; any float dtype, accumulated in float32 or better."""
-    columns = right.shape[0]
-    out = torch.empty(left.shape[0], columns, dtype=torch.float32, device=left.device)
+def products(left: torch.Tensor, right: torch.Tensor, *, columns: int | None = None) -> torch.Tensor:
+    """float32 [M, N]: left [M, d] times right [N, d] transposed; any float dtype, accumulated in float32 or better.
+
+    A view of rows that lie next to each other, or further apart. With `columns` >= N the result is that wide, and what is
+    beyond N is undefined.
+    """
+    rows, count = left.shape[0], right.shape[0]
+    wide = max(count, columns or 0)
     if left.device.type != "cpu":
-        wide = left.to(torch.float64)
-        for start in range(0, columns, _GPU_COLUMNS):
+        out = torch.empty(rows, wide, dtype=torch.float32, device=left.device)
+        exact = left.to(torch.float64)
+        for start in range(0, count, _GPU_COLUMNS):
             tile = right[start : start + _GPU_COLUMNS].to(torch.float64)
-            out[:, start : start + _GPU_COLUMNS] = wide @ tile.T
+            out[:, start : start + tile.shape[0]] = exact @ tile.T
         return out
-    step = _COLUMNS
-    upper = torch.zeros(padded(left.shape[0]), left.shape[1], dtype=torch.float32)
-    upper[: left.shape[0]] = left
-    tile = torch.zeros(step, left.shape[1], dtype=torch.float32)
-    result = torch.empty(upper.shape[0], step, dtype=torch.float32)
-    for start in range(0, columns, step):
-        rows = right[start : start + step]
-        tile[: rows.shape[0]] = rows
-        tile[rows.shape[0] :] = 0.0
-        torch.mm(upper, tile.T, out=result)
-        out[:, start : start + step] = result[: left.shape[0], : rows.shape[0]]
-    return out
+    out = torch.empty(padded(rows, _ROWS), padded(wide, _COLUMNS), dtype=torch.float32)
+    upper = torch.zeros(out.shape[0], left.shape[1], dtype=torch.float32)
+    upper[:rows] = left
+    tile = torch.empty(_COLUMNS, left.shape[1], dtype=torch.float32)
+    for start in range(0, count, _COLUMNS):
+        given = right[start : start + _COLUMNS]
+        tile[: given.shape[0]] = given
+        tile[given.shape[0] :] = 0.0
+        torch.mm(upper, tile.T, out=out[:, start : start + _COLUMNS])
+    return out[:rows, :wide]
