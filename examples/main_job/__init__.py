@@ -1,0 +1,1 @@
+"""The steps of the demo (`examples/demo.py`), one file each."""
