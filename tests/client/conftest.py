@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphkv_testing.process import Server, serve
-
 from graphkv_client import CompressClient
+from graphkv_testing.process import Server, serve
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,6 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from graphkv_testing.process import Server
-from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
-
-import graphkv
 from graphkv_client import (
     AsyncCompressClient,
     DeadlineError,
@@ -22,6 +18,10 @@ from graphkv_client import (
     Policy,
     UnavailableError,
 )
+from graphkv_testing.process import Server
+from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
+
+import graphkv
 
 POLICY = Policy(50)
 TOKENS = 201
@@ -29,6 +29,13 @@ TOKENS = 201
 
 def layer_of(prompt: dict[str, Any], layer: int) -> dict[str, Any]:
     return {role: array[layer] for role, array in prompt.items()}
+
+
+async def put_and_read(client: AsyncCompressClient, prompt: dict[str, Any]) -> list[Any]:
+    async with client.stream(num_layers=2, policy=POLICY) as stream:
+        for layer in range(2):
+            await stream.put(layer, **layer_of(prompt, layer))
+        return [selection async for selection in stream]
 
 
 def rows(selections: Any) -> dict[tuple[int, int], list[list[int]]]:
@@ -213,12 +220,8 @@ def test_errors_are_the_same(server: Server, prompt: dict[str, Any]) -> None:
                     await client.select(**own, policy=POLICY)
                 assert (raised.value.argument, raised.value.reason) == ("keys", "NON_FINITE")
                 assert raised.value.request_id
-                async with client.stream(num_layers=2, policy=POLICY) as stream:
-                    with pytest.raises(InvalidInputError) as raised:
-                        for layer in range(2):
-                            await stream.put(layer, **layer_of(own, layer))
-                        await anext(stream)
-                        await anext(stream)
+                with pytest.raises(InvalidInputError) as raised:
+                    await put_and_read(client, own)
                 assert raised.value.reason == "NON_FINITE"
             async with client.stream(num_layers=2, policy=POLICY) as stream:
                 await stream.put(0, **layer_of(prompt, 0))
@@ -251,11 +254,8 @@ def test_an_answer_in_part_is_none(prompt: dict[str, Any]) -> None:
         async with AsyncCompressClient(address) as client:
             with pytest.raises(InternalError):
                 await client.select(**prompt, policy=POLICY)
-            async with client.stream(num_layers=2, policy=POLICY) as stream:
-                for layer in range(2):
-                    await stream.put(layer, **layer_of(prompt, layer))
-                with pytest.raises(InternalError):
-                    _ = [selection async for selection in stream]
+            with pytest.raises(InternalError):
+                await put_and_read(client, prompt)
 
     with stand_in(partly) as address:
         run(ask(address))

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphkv_client import Graph, InvalidInputError, Policy, Rope
 from graphkv_client._arrays import answer_like, dtype_name, host_view, read
 from graphkv_client._inputs import CallTerms, prompts_of
 from graphkv_client._pieces import piece_of
-
-from graphkv_client import Graph, InvalidInputError, Policy, Rope
 
 INDICES = np.array([[0, 2], [1, 3]], np.int32)
 

@@ -7,12 +7,11 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from graphkv_client import Graph, InternalError, InvalidInputError, Policy, Rope
 from graphkv_client._call import Selecting, selecting
 from graphkv_client._inputs import CallTerms
 from graphkv_proto import messages
 from graphkv_testing.stand_in import answer, end_of
-
-from graphkv_client import Graph, InternalError, InvalidInputError, Policy, Rope
 
 POLICY = Policy(9, window=4)
 

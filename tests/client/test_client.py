@@ -10,10 +10,6 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from graphkv_testing.process import Server, wait_until
-from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
-
-import graphkv
 from graphkv_client import (
     ClientOptions,
     CompressClient,
@@ -26,6 +22,10 @@ from graphkv_client import (
     Rope,
     UnavailableError,
 )
+from graphkv_testing.process import Server, wait_until
+from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
+
+import graphkv
 
 POLICY = Policy(50)
 
@@ -251,7 +251,7 @@ def test_a_closed_client_raises(server: Server, prompt: dict[str, Any]) -> None:
     ],
 )
 def test_options_are_checked_at_construction(options: dict[str, Any], argument: str) -> None:
-    for make in (ClientOptions, lambda address, **rest: CompressClient(address, **rest)):
+    for make in (ClientOptions, CompressClient):
         with pytest.raises(InvalidInputError) as raised:
             make(**{"address": "127.0.0.1:1", **options})
         assert raised.value.argument == argument

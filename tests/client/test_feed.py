@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphkv_client import Graph, InvalidInputError, Policy
 from graphkv_client._feed import Feed
 from graphkv_client._inputs import CallTerms
 from graphkv_client._pieces import Work
-
-from graphkv_client import Graph, InvalidInputError, Policy
 
 POLICY = Policy(9, window=4)
 ALL_COMPARED = Policy(9, window=4, graph=Graph(candidates=None))

@@ -8,13 +8,13 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from graphkv_client import CompressClient, DeadlineError, InvalidInputError, Policy, UnavailableError
 from graphkv_testing.process import Server, wait_until
 from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import graphkv
-from graphkv_client import CompressClient, DeadlineError, InvalidInputError, Policy, UnavailableError
 
 POLICY = Policy(50)
 TOKENS = 201
@@ -22,6 +22,13 @@ TOKENS = 201
 
 def layer_of(prompt: dict[str, Any], layer: int) -> dict[str, Any]:
     return {role: array[layer] for role, array in prompt.items()}
+
+
+def put_and_read(client: CompressClient, prompt: dict[str, Any], *, layers: int = 2) -> list[Any]:
+    with client.stream(num_layers=layers, policy=POLICY) as stream:
+        for layer in range(layers):
+            stream.put(layer, **layer_of(prompt, layer % 2))
+        return list(stream)
 
 
 def rows(selections: Any) -> dict[tuple[int, int], list[list[int]]]:
@@ -138,33 +145,38 @@ def test_copies_are_bounded(prompt: dict[str, Any]) -> None:
 
     wide = {"keys": np.zeros((3, 20_011, 64), np.float32), "queries": np.zeros((6, 32, 64), np.float32)}
     layers, bound = 8, 5 * wide["keys"].nbytes // 2
-    with stand_in(slow) as address, CompressClient(address, max_buffered_bytes=bound) as client:
-        with client.stream(num_layers=layers, policy=POLICY) as stream:
-            done: list[int] = []
+    with (
+        stand_in(slow) as address,
+        CompressClient(address, max_buffered_bytes=bound) as client,
+        client.stream(num_layers=layers, policy=POLICY) as stream,
+    ):
+        done: list[int] = []
 
-            def put_all() -> None:
-                for layer in range(layers):
-                    stream.put(layer, copy=True, **wide)
-                    done.append(layer)
+        def put_all() -> None:
+            for layer in range(layers):
+                stream.put(layer, copy=True, **wide)
+                done.append(layer)
 
-            putter = threading.Thread(target=put_all)
-            putter.start()
-            assert wait_until(lambda: len(done) >= 2)
-            assert stream._feed.copied <= bound
-            go.set()
-            putter.join(60)
-            assert len(done) == layers
-            assert len(list(stream)) == layers
-            assert stream._feed.copied == 0
+        putter = threading.Thread(target=put_all)
+        putter.start()
+        assert wait_until(lambda: len(done) >= 2)
+        assert stream._feed.copied <= bound
+        go.set()
+        putter.join(60)
+        assert len(done) == layers
+        assert len(list(stream)) == layers
+        assert stream._feed.copied == 0
 
 
-def test_copies_that_nothing_can_free_raise_instead_of_hanging(client: CompressClient, prompt: dict[str, Any]) -> None:
-    with CompressClient(client._options.address, max_buffered_bytes=30_000) as small:
-        with small.stream(num_layers=2, num_tokens=TOKENS, policy=POLICY) as stream:
-            stream.put(0, keys=prompt["keys"][0, :, :100], start=0, copy=True)
-            with pytest.raises(InvalidInputError) as raised:
-                stream.put(0, keys=prompt["keys"][0, :, 100:], start=100, copy=True)
-            assert (raised.value.argument, raised.value.reason) == ("max_buffered_bytes", "TOO_LARGE")
+def test_copies_that_nothing_can_free_raise_instead_of_hanging(server: Server, prompt: dict[str, Any]) -> None:
+    with (
+        CompressClient(server.address, max_buffered_bytes=30_000) as small,
+        small.stream(num_layers=2, num_tokens=TOKENS, policy=POLICY) as stream,
+    ):
+        stream.put(0, keys=prompt["keys"][0, :, :100], start=0, copy=True)
+        with pytest.raises(InvalidInputError) as raised:
+            stream.put(0, keys=prompt["keys"][0, :, 100:], start=100, copy=True)
+        assert (raised.value.argument, raised.value.reason) == ("max_buffered_bytes", "TOO_LARGE")
 
 
 def test_an_incomplete_stream_raises_instead_of_hanging(server: Server, client: CompressClient, prompt: dict[str, Any]) -> None:
@@ -197,15 +209,19 @@ def test_a_stream_that_was_left_answers_nothing(server: Server, client: Compress
 
 
 def test_leaving_by_an_exception_cancels(server: Server, client: CompressClient, prompt: dict[str, Any]) -> None:
-    with pytest.raises(KeyError), client.stream(num_layers=2, policy=POLICY) as stream:
-        stream.put(0, **layer_of(prompt, 0))
-        raise KeyError
+    def interrupted() -> None:
+        with client.stream(num_layers=2, policy=POLICY) as stream:
+            stream.put(0, **layer_of(prompt, 0))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert server.settled()
 
 
 def test_a_stream_is_a_block(client: CompressClient, prompt: dict[str, Any]) -> None:
     stream = client.stream(num_layers=2, policy=POLICY)
-    with pytest.raises(InvalidInputError, match="with client.stream"):
+    with pytest.raises(InvalidInputError, match=r"with client\.stream"):
         stream.put(0, **layer_of(prompt, 0))
     with stream:
         pass
@@ -219,9 +235,8 @@ def test_a_failure_is_raised_by_the_next_put(prompt: dict[str, Any]) -> None:
         yield
 
     with stand_in(refuse) as address, CompressClient(address) as client:
-        with client.stream(num_layers=10_000, policy=POLICY) as stream, pytest.raises(UnavailableError) as raised:
-            for layer in range(10_000):
-                stream.put(layer, **layer_of(prompt, 0))
+        with pytest.raises(UnavailableError) as raised:
+            put_and_read(client, prompt, layers=10_000)
         assert raised.value.request_id
 
 
@@ -231,10 +246,8 @@ def test_a_number_that_is_not_finite_is_the_streams_failure(
     for kind in (np.array, torch.tensor):
         own = {role: kind(array) for role, array in prompt.items()}
         own["keys"][1, 0, 7, 0] = np.nan
-        with client.stream(num_layers=2, policy=POLICY) as stream, pytest.raises(InvalidInputError) as raised:
-            for layer in range(2):
-                stream.put(layer, **layer_of(own, layer))
-            list(stream)
+        with pytest.raises(InvalidInputError) as raised:
+            put_and_read(client, own)
         assert (raised.value.argument, raised.value.reason) == ("keys", "NON_FINITE")
         assert raised.value.request_id
     assert server.settled()
