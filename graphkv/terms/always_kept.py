@@ -59,17 +59,20 @@ def count(ranges: Sequence[Range]) -> int:
 
 
 def _fill(kept: tuple[Range, ...], tokens: range, budget: int) -> tuple[Range, ...]:
-    """Adds `tokens`, in their order, as long as the budget lasts; those already kept cost nothing."""
-    room = budget - count(kept)
-    taken = 0
-    for token in tokens:
-        if not any(start <= token < stop for start, stop in kept):
-            if room == 0:
-                break
-            room -= 1
-        taken += 1
-    added = tokens[:taken]
-    if not added:
+    """Adds `tokens`, in their order, as long as the budget lasts; those already kept cost nothing.
+
+    Works on ranges alone: a header may name a window of a billion tokens.
+    """
+    if not tokens:
         return kept
-    low, high = min(added[0], added[-1]), max(added[0], added[-1])
-    return merge((*kept, (low, high + 1)))
+    room = budget - count(kept)
+    low, high = min(tokens[0], tokens[-1]), max(tokens[0], tokens[-1]) + 1
+    inside = [(max(start, low), min(stop, high)) for start, stop in kept if start < high and stop > low]
+    bounds = [low, *(edge for pair in inside for edge in pair), high]
+    gaps = [(start, stop) for start, stop in zip(bounds[::2], bounds[1::2], strict=True) if start < stop]
+    added = []
+    for start, stop in gaps if tokens.step > 0 else reversed(gaps):
+        size = min(stop - start, room)
+        added.append((start, start + size) if tokens.step > 0 else (stop - size, stop))
+        room -= size
+    return merge((*kept, *added))

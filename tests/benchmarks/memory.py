@@ -12,9 +12,8 @@ import threading
 import time
 
 import numpy as np
-from graphkv_testing.process import Server, serve
-
 from graphkv_client import CompressClient, GraphKVError, InvalidInputError, Policy
+from graphkv_testing.process import Server, serve
 
 MIB = 2**20
 ALLOWED = 400 * MIB

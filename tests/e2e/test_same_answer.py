@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphkv_client import AsyncCompressClient, CompressClient, LayerSelection, Selection
 from graphkv_testing.cases import Case, Spec, seeded
 from graphkv_testing.corners import corners
 from graphkv_testing.process import Server, serve
 
 import graphkv
-from graphkv_client import AsyncCompressClient, CompressClient, LayerSelection, Selection
 
 SPECS = [*seeded(220), *corners()]
 GROUPS = [SPECS[start : start + 12] for start in range(0, len(SPECS), 12)]

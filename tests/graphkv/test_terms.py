@@ -132,6 +132,13 @@ def test_always_kept_fills_in_its_order(
     assert count(kept) == len(wanted)
 
 
+def test_always_kept_of_a_billion_tokens_is_ranges() -> None:
+    pinned = tuple((token, token + 1) for token in range(0, 400_000, 100))
+    kept = always_kept(2**31 - 1, 2**30, pinned=pinned, sinks=2**29, window=2**30)
+    assert count(kept) == 2**30
+    assert kept == ((0, 2**29), (2**31 - 1 - 2**29, 2**31 - 1))
+
+
 def test_pyramid_by_hand() -> None:
     budgets = [plan.budget for plan in plan_layers(Policy.pyramidkv(132), num_tokens=1000, num_layers=5)]
     assert budgets == [227, 180, 133, 86, 39]  # P = 100: low 5, high 195, step 47, on top of the window's 32
