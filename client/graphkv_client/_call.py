@@ -3,7 +3,7 @@
 `CompressClient` and `AsyncCompressClient` are two thin shells around it: they carry messages one way and the other.
 """
 
-import uuid
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,7 +45,7 @@ class Call:
         encoding: str,
         in_pieces: bool,
     ) -> None:
-        self.request_id = uuid.uuid4().hex
+        self.request_id = os.urandom(16).hex()
         self._terms = terms
         self._prompts = prompts
         self._layers = layers
