@@ -48,6 +48,16 @@ class Put:
         """Bytes of its arrays."""
         return sum(int(array.nbytes) for array in self.arrays.values())
 
+    def shapes(self, whole: int | None) -> Shapes:
+        """The sizes of this chunk, its arrays checked against each other; sources may span the `whole` prompt instead."""
+        dims = {role: tuple(array.shape) for role, array in self.arrays.items()}
+        if len(dims["keys"]) == 3 and dims["keys"][1] == 0:
+            raise invalid("keys", "0 tokens", "at least one token", reason=Reason.BAD_LAYOUT)
+        for role in ("attention", "scores"):
+            if role in dims and len(dims["keys"]) == 3 and dims[role][-1:] == (whole,):
+                dims[role] = (*dims[role][:-1], dims["keys"][1])
+        return Shapes.of_layer(dims)
+
     def copy(self) -> "Put":
         """The same with copies of the arrays, which the caller cannot change."""
         return replace(self, arrays={role: copied(array) for role, array in self.arrays.items()}, copied=self.nbytes)
@@ -141,16 +151,14 @@ class Feed:
             raise invalid("start", start, "the place of the chunk's first token", reason=Reason.BAD_LAYOUT)
         if start and not self.prompts:
             raise invalid("start", start, "left out unless stream() was given num_tokens=", reason=Reason.BAD_LAYOUT)
-        arrays = arrays_of(given, self.terms)
-        dims = arrays["keys"].shape
-        if len(dims) != 3:
-            raise invalid("keys", list(dims), "[Hkv, n, d]", reason=Reason.BAD_SHAPE)
-        sources = [role for role in IMPORTANCE_ROLES if role in arrays]
+        put = Put(prompt, layer, start, arrays_of(given, self.terms), answer_like(given["keys"]))
+        shapes = put.shapes(self.prompts[prompt][0] if self.prompts else None)
+        sources = [role for role in IMPORTANCE_ROLES if role in put.arrays]
         if len(sources) > 1:
             check_source(self.terms.policy, sources, rows=0, num_tokens=1)
-        similar = "similarity_keys" in arrays
-        check_graph_inputs(self.terms.policy, similarity_keys=similar, rope=self.terms.rope, head_dim=dims[2])
-        return Put(prompt, layer, start, arrays, answer_like(given["keys"]))
+        similar = "similarity_keys" in put.arrays
+        check_graph_inputs(self.terms.policy, similarity_keys=similar, rope=self.terms.rope, head_dim=shapes.head_dim)
+        return put
 
     def add(self, put: Put) -> None:
         """Takes a put; raises InvalidInputError, and changes nothing, where it does not fit what came before."""
@@ -199,7 +207,7 @@ class Feed:
             raise invalid("keys", f"{put.tokens} tokens", allowed, reason=Reason.BAD_SHAPE)
         start = put.start or 0
         stop = start + put.tokens
-        if stop > layer.tokens or put.tokens == 0:
+        if stop > layer.tokens:
             allowed = f"a range within the prompt's {layer.tokens} tokens"
             raise invalid("keys", f"tokens {start} to {stop}", allowed, reason=Reason.BAD_LAYOUT)
         for part in layer.parts:
@@ -216,16 +224,15 @@ class Feed:
             check_source(policy, sources, rows=shapes.window, num_tokens=shapes.tokens)
             form = Form.of(layer.arrays(), shapes)
             if self.form is not None:
-                _check_alike(form, self.form)
+                _check_alike(form, self.form, complete=True)
             return form
         if self.form is not None:
+            _check_alike(Form.of(put.arrays, put.shapes(layer.tokens)), self.form, complete=False)
             return None
         source = next((role for role in IMPORTANCE_ROLES if role in put.arrays), None)
         if source is None and SCORERS[policy.scorer].reads_attention:
             return None
-        heads, window = put.arrays[source].shape[:2] if source in ("queries", "attention") else (0, 0)
-        keys = dims["keys"]
-        form = Form.of(put.arrays, Shapes(self.layers, keys[0], keys[1], keys[2], heads, window))
+        form = Form.of(put.arrays, put.shapes(layer.tokens))
         return replace(form, dtypes={**form.dtypes, "scores": "f32"}) if policy.scorer == "given" else form
 
     def _queue_layer(self, place: Place) -> None:
@@ -253,29 +260,38 @@ def _joined(role: str, before: tuple[int, ...] | None, given: tuple[int, ...]) -
         return given
     if axis is None:
         raise invalid(role, "given twice", "given once for each layer", reason=Reason.BAD_LAYOUT)
-    if len(before) == len(given):
+    if given and len(before) == len(given):
         place = axis % len(given)
         if (*before[:place], *before[place + 1 :]) == (*given[:place], *given[place + 1 :]):
             return (*given[:place], before[place] + given[place], *given[place + 1 :])
     raise invalid(role, list(given), f"of the sizes of the chunk before, {list(before)}", reason=Reason.BAD_SHAPE)
 
 
-def _check_alike(form: Form, first: Form) -> None:
-    """All layers of a stream have one form: the header stated it."""
-    if set(form.dtypes) != set(first.dtypes):
-        given, allowed = ", ".join(sorted(form.dtypes)), ", ".join(sorted(first.dtypes))
-        different = sorted(set(form.dtypes) ^ set(first.dtypes))[0]
-        raise invalid(different, f"a layer of {given}", f"{allowed}, as the stream's first", reason=Reason.BAD_SHAPE)
-    for role, dtype in form.dtypes.items():
+def _check_alike(given: Form, first: Form, *, complete: bool) -> None:
+    """All layers of a stream have one form: the header stated it. Of an incomplete layer, as far as it came."""
+    different = set(given.dtypes) - set(first.dtypes)
+    if complete:
+        different |= set(first.dtypes) - set(given.dtypes)
+    if different:
+        arrays, allowed = ", ".join(sorted(given.dtypes)), ", ".join(sorted(first.dtypes))
+        raise invalid(
+            sorted(different)[0], f"a layer of {arrays}", f"{allowed}, as the stream's first", reason=Reason.BAD_SHAPE
+        )
+    for role, dtype in given.dtypes.items():
         if dtype != first.dtypes[role]:
             raise invalid(role, dtype, f"{first.dtypes[role]}, as in the stream's first layer", reason=Reason.BAD_SHAPE)
     sizes = [
-        (each.shapes.kv_heads, each.shapes.head_dim, each.shapes.query_heads, each.extra, each.position_rows)
-        for each in (form, first)
+        ("keys", given.shapes.kv_heads, first.shapes.kv_heads),
+        ("keys", given.shapes.head_dim, first.shapes.head_dim),
+        ("queries", given.shapes.query_heads, first.shapes.query_heads),
+        ("attention", given.shapes.query_heads, first.shapes.query_heads),
+        ("similarity_keys", given.extra, first.extra),
+        ("positions", given.position_rows, first.position_rows),
     ]
-    if sizes[0] != sizes[1]:
-        allowed = f"the sizes of the stream's first layer: {first.shapes.describe()}"
-        raise invalid("keys", form.shapes.describe(), allowed, reason=Reason.BAD_SHAPE)
+    for role, size, wanted in sizes:
+        if role in given.dtypes and size != wanted:
+            allowed = f"the sizes of the stream's first layer: {first.shapes.describe()}"
+            raise invalid(role, given.shapes.describe(), allowed, reason=Reason.BAD_SHAPE)
 
 
 def _prompts(tokens: Sequence[int], pinned: Any, *, batched: bool) -> tuple[tuple[int, tuple[Range, ...]], ...]:

@@ -125,10 +125,11 @@ def test_answers_come_while_later_layers_go_in(server: Server, prompt: dict[str,
     assert run(overlapped()) == wanted(prompt)
 
 
-def hang_until_cancelled(ended: threading.Event | None) -> Any:
+def hang_until_cancelled(started: threading.Event, ended: threading.Event | None = None) -> Any:
     def hang(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         own = ended or threading.Event()
         context.add_callback(own.set)
+        started.set()
         own.wait(30)
         yield from ()
 
@@ -136,32 +137,34 @@ def hang_until_cancelled(ended: threading.Event | None) -> Any:
 
 
 def test_a_cancelled_task_cancels_its_call(prompt: dict[str, Any]) -> None:
-    ended = threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     async def cancelled(address: str) -> None:
         async with AsyncCompressClient(address) as client:
             task = asyncio.create_task(client.select(**prompt, policy=POLICY))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(started.wait, 20)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await asyncio.to_thread(ended.wait, 20)
 
-    with stand_in(hang_until_cancelled(ended)) as address:
+    with stand_in(hang_until_cancelled(started, ended)) as address:
         run(cancelled(address))
 
 
 def test_a_cancelled_reader_of_a_stream(server: Server, prompt: dict[str, Any]) -> None:
     async def cancelled() -> None:
         async with AsyncCompressClient(server.address) as client:
+            was_put = asyncio.Event()
 
             async def never_complete() -> None:
                 async with client.stream(num_layers=2, policy=POLICY) as stream:
                     await stream.put(0, **layer_of(prompt, 0))
+                    was_put.set()
                     await asyncio.Event().wait()
 
             task = asyncio.create_task(never_complete())
-            await asyncio.sleep(0.05)
+            await was_put.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -188,7 +191,7 @@ def test_deadlines(prompt: dict[str, Any]) -> None:
                 with pytest.raises(DeadlineError):
                     await anext(stream)
 
-    with stand_in(hang_until_cancelled(None)) as address:
+    with stand_in(hang_until_cancelled(threading.Event())) as address:
         run(late(address))
 
 
@@ -262,11 +265,13 @@ def test_an_answer_in_part_is_none(prompt: dict[str, Any]) -> None:
 
 
 def test_closing_ends_what_runs(prompt: dict[str, Any]) -> None:
+    started = threading.Event()
+
     async def closed(address: str) -> None:
         client = AsyncCompressClient(address)
         task = asyncio.create_task(client.select(**prompt, policy=POLICY))
         stream = client.stream(num_layers=2, policy=POLICY)
-        await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(started.wait, 20)
         await client.close()
         await client.close()
         with pytest.raises(InvalidInputError, match="closed"):
@@ -278,5 +283,5 @@ def test_closing_ends_what_runs(prompt: dict[str, Any]) -> None:
             with pytest.raises(InvalidInputError, match="closed"):
                 await stream.put(0, **layer_of(prompt, 0))
 
-    with stand_in(hang_until_cancelled(None)) as address:
+    with stand_in(hang_until_cancelled(started)) as address:
         run(closed(address))

@@ -175,7 +175,7 @@ def test_a_put_that_does_not_fit_changes_nothing(arguments: dict[str, Any], argu
         ({"layer": 0}, "layer", "BAD_LAYOUT"),
         ({"keys": keys(heads=4)}, "keys", "BAD_SHAPE"),
         ({"keys": keys().astype(np.float16)}, "keys", "BAD_SHAPE"),
-        ({"queries": queries(heads=8)}, "keys", "BAD_SHAPE"),
+        ({"queries": queries(heads=8)}, "queries", "BAD_SHAPE"),
         ({"queries": None, "scores": np.ones((2, TOKENS), np.float32)}, "queries", "BAD_SHAPE"),
         ({"positions": np.arange(TOKENS)}, "positions", "BAD_SHAPE"),
         (as_torch(keys=keys(), queries=queries()), "keys", "BAD_SHAPE"),
@@ -190,6 +190,28 @@ def test_layers_of_a_stream_are_alike(second: dict[str, Any], argument: str, rea
     assert (raised.value.argument, raised.value.reason) == (argument, reason)
     put(own, 1, keys=keys(), queries=queries())
     assert own.complete
+
+
+@pytest.mark.parametrize(
+    ("chunk", "argument"),
+    [
+        ({"keys": keys(5).astype(np.float16)}, "keys"),
+        ({"keys": keys(5, heads=4)}, "keys"),
+        ({"keys": keys(5), "positions": np.arange(5)}, "positions"),
+        ({"keys": keys(5), "positions": np.array(3)}, "positions"),
+        ({"keys": keys(5), "queries": queries(heads=8)}, "queries"),
+        ({"keys": keys(5), "scores": np.ones(5, np.float32)}, "scores"),
+    ],
+    ids=["dtype", "heads", "another role", "a scalar", "query heads", "rank"],
+)
+def test_a_chunk_is_checked_before_it_goes(chunk: dict[str, Any], argument: str) -> None:
+    own = feed()
+    put(own, 0, keys=keys(), queries=queries())
+    taken(own)
+    with pytest.raises(InvalidInputError) as raised:
+        put(own, 1, start=3, **chunk)
+    assert (raised.value.argument, raised.value.reason) == (argument, "BAD_SHAPE")
+    assert own.idle
 
 
 @pytest.mark.parametrize(
