@@ -90,6 +90,10 @@ class Reservation:
         """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer can never be held here."""
         self._admission.check_fits(argument, size)
 
+    def scarce(self, size: int) -> bool:
+        """Whether room for `size` bytes would have to be waited for."""
+        return self._admission.scarce(size)
+
     async def lease(self, *sizes: int) -> list[Lease]:
         """Room for layers of these sizes, all of it or none.
 
@@ -164,6 +168,10 @@ class Admission:
         """Returns when no call is open."""
         await self._idle.wait()
 
+    def scarce(self, size: int) -> bool:
+        """Whether others wait for room, or there is none for `size` bytes."""
+        return bool(self._waiting) or self._bytes + size > self._max_bytes
+
     def take_now(self, size: int) -> None:
         """Takes room at once or raises OverloadedError."""
         if self._bytes + size > self._max_bytes:
@@ -172,7 +180,7 @@ class Admission:
 
     async def wait_for(self, size: int, deadline: float | None) -> None:
         """Takes room, in turn. Raises OverloadedError after the queue timeout and DeadlineError after the deadline."""
-        if not self._waiting and self._bytes + size <= self._max_bytes:
+        if not self.scarce(size):
             self._set_bytes(self._bytes + size)
             return
         started = self._clock()

@@ -65,7 +65,7 @@ def misplaced(
 
 @dataclass(slots=True, eq=False)
 class Tensor:
-    """All of one role of a layer, heads first: `memory` its bytes, `dims` its axes; `ranges` the tokens described, ascending."""
+    """All of one role of a layer, heads first: `memory` its bytes, `dims` its axes, `ranges` the tokens described so far."""
 
     role: str
     dtype: str

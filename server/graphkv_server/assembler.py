@@ -63,6 +63,7 @@ class Assembler:
         self._pieces: dict[int, Piece] = {}  # of open layers
         self._descriptors: dict[int, Place] = {}  # of all layers so far
         self._described = 0  # bytes
+        self._ahead: Lease | None = None  # room for the next layer
         self._crc = 0
         self._ended = False
         self.received = 0  # bytes in chunks
@@ -71,6 +72,15 @@ class Assembler:
     def ended(self) -> bool:
         """Whether End came and all was right."""
         return self._ended
+
+    async def ready(self) -> None:
+        """Before the next message is read: where room is scarce, waits for that of the next layer.
+
+        A call that waits so holds no message. Where there is room none is taken yet: it may be long until the layer comes.
+        """
+        more = not self._ended and len(self._left) < self._header.layers * len(self._plans)
+        if more and not self._open and self._ahead is None and self._reservation.scarce(max(self._room)):
+            (self._ahead,) = await self._reservation.lease(max(self._room))
 
     async def take(self, message: Any) -> None:
         """The descriptors, chunks and end of one `graphkv.v1.SelectRequest` (its header was read before).
@@ -153,10 +163,13 @@ class Assembler:
         """Opens the layers that are new, with room for all of them at once: so a small call in one message waits once."""
         places = dict.fromkeys((each.prompt, each.layer) for each in descriptors)
         fresh = [place for place in places if place not in self._open]
-        if fresh:
-            leases = await self._reservation.lease(*(self._room[prompt] for prompt, _ in fresh))
-            for place, lease in zip(fresh, leases, strict=True):
-                self._open[place] = self._layer(place, lease)
+        leases = [self._ahead] if fresh and self._ahead is not None else []
+        if len(leases) < len(fresh):
+            leases += await self._reservation.lease(*(self._room[prompt] for prompt, _ in fresh[len(leases) :]))
+        if leases:
+            self._ahead = None
+        for place, lease in zip(fresh, leases, strict=True):
+            self._open[place] = self._layer(place, lease)
         for descriptor in descriptors:
             self._pieces[descriptor.id] = self._open[descriptor.prompt, descriptor.layer].describe(descriptor)
 
@@ -207,6 +220,8 @@ class Assembler:
             message = f"the checksum of the request is {self._crc:#010x}, sent was {end.crc32c:#010x}: bytes changed on the way"
             raise UnavailableError(message, reason=Reason.CHECKSUM, argument="end.crc32c")
         self._ended = True
+        if self._ahead is not None:
+            self._ahead.give_back()
         for prompt, plans in enumerate(self._plans):
             for plan in plans:
                 if (prompt, plan.layer) not in self._left:  # kept whole, so nothing had to come

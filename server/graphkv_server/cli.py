@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from graphkv import __version__
 from graphkv_server import config, logs
 from graphkv_server.config import ConfigError, ServerConfig
+from graphkv_server.tuning import tune_process
 
 __all__ = ["main"]
 
@@ -26,11 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(str(error))
     logs.configure(settings.log_level)
-    # torch takes seconds to load, and --help and bad settings should not wait for it.
-    from graphkv_server.memory import tune_allocator
+    tune_process()
+    # torch takes seconds to load: --help and bad settings should not wait for it.
     from graphkv_server.replica import StartError
 
-    tune_allocator()
     try:
         return asyncio.run(_serve(settings))
     except StartError as error:

@@ -208,6 +208,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # else a second server on the same port starts, and takes half of the calls
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
+        ("grpc.http2.bdp_probe", 0),  # else each call that waits for room has 10 MiB and more of its messages buffered
         ("grpc.max_concurrent_streams", 100),
         ("grpc.max_allowed_incoming_connections", 1024),
         ("grpc.server_handshake_timeout_ms", 5_000),

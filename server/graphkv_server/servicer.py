@@ -97,6 +97,7 @@ class Servicer:
                 header = messages.read_header(first.header)
                 assembler = Assembler(header, reservation, job)
                 feeding = asyncio.create_task(self._feed(assembler, first, requests, job, header.encoding))
+                del first  # the feeding lets go of it as soon as it is read
                 self._jobs.add(job)
                 try:
                     async for layer in job.results():
@@ -143,9 +144,12 @@ class Servicer:
         started, counted = self._clock(), 0
         received = self._metrics.received_bytes_total.labels(encoding=encoding, transport="tcp")
         message: pb.SelectRequest | None = first
+        del first  # a message is a MiB, and a call may wait long
         try:
+            headers = 0
             while message is not None:
-                if message is not first and message.HasField("header"):
+                headers += message.HasField("header")
+                if headers > 1:
                     raise InvalidInputError("only the first message has a header", argument="header", reason=Reason.BAD_LAYOUT)
                 await assembler.take(message)
                 received.inc(assembler.received - counted)
@@ -153,6 +157,8 @@ class Servicer:
                 if assembler.ended and "receive" not in job.seconds:
                     job.seconds["receive"] = self._clock() - started
                     self._metrics.phase_duration_seconds.labels(phase="receive").observe(job.seconds["receive"])
+                message = None
+                await assembler.ready()
                 message = await self._next(requests, ended=assembler.ended)
             assembler.closed()
         except GraphKVError as error:

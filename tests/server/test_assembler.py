@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphkv_proto import v1 as pb
-from graphkv_testing.assembling import AssemblerCall
+from graphkv_testing.assembling import BOUND, AssemblerCall, finish
 from graphkv_testing.raw import RawCall, raw_policy
 
 from graphkv.candidates import Candidates
@@ -161,3 +161,29 @@ def test_a_prompt_too_long_to_answer_is_refused_at_the_header() -> None:
     sent.header.policy.CopyFrom(raw_policy(budget=2**30))
     error = refused(sent)
     assert (error.reason, error.argument) == ("TOO_LARGE", "prompts[0].tokens")
+
+
+def test_where_room_is_scarce_a_call_waits_for_it_before_it_reads_on() -> None:
+    """One layer's room in all: the second message of the second layer is not even asked for until the first has gone."""
+    sent = RawCall(layers=2)
+    sent.header.largest_layer_bytes = sent.header.total_bytes = BOUND
+    call = AssemblerCall(sent.header)
+    all_messages = sent.messages()
+    for message in all_messages[1:4]:
+        call.take(message)
+    assert len(call.sink.layers) == 1
+    with pytest.raises(RuntimeError, match="no running event loop"):  # what waiting looks like without one
+        call.assembler.ready().send(None)
+    call.sink.leases.pop().give_back()
+    finish(call.assembler.ready())
+    for message in all_messages[4:]:
+        call.take(message)
+    assert call.sink.finished
+    call.close()
+
+
+def test_where_there_is_room_none_is_taken_ahead() -> None:
+    call = AssemblerCall(RawCall().header)
+    finish(call.assembler.ready())
+    assert call.admission.bytes_in_flight == 0
+    call.close()

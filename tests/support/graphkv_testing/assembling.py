@@ -15,7 +15,7 @@ from graphkv.candidates import Candidates
 from graphkv.layer import Layer
 from graphkv.terms.errors import GraphKVError
 
-__all__ = ["AssemblerCall"]
+__all__ = ["BOUND", "AssemblerCall", "finish"]
 
 BOUND = 2**20
 
@@ -73,5 +73,6 @@ class AssemblerCall:
 
 
 def finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs what never waits."""
     with pytest.raises(StopIteration):
         coroutine.send(None)
