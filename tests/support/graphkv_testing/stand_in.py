@@ -60,7 +60,9 @@ def end_of(header: Header) -> pb.SelectResponse:
 
 
 @contextmanager
-def stand_in(select: Callable[[Iterator[pb.SelectRequest], grpc.ServicerContext], Iterator[pb.SelectResponse]]) -> Iterator[str]:
+def stand_in(
+    select: Callable[[Iterator[pb.SelectRequest], grpc.ServicerContext], Iterator[pb.SelectResponse]],
+) -> Iterator[str]:
     """The address of a service whose Select is this function."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((service.generic_handler({service.SELECT: select}),))
