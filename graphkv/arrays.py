@@ -17,18 +17,19 @@ FLOATS = (
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 )
+_ML_DTYPES = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
 
 def to_torch(argument: str, array: Any) -> torch.Tensor:
-    """The array as a torch tensor that shares its memory; a numpy bfloat16 (ml_dtypes) is read as torch's."""
+    """The array as a torch tensor that shares its memory; ml_dtypes' bfloat16 and float8 are read as torch's."""
     if isinstance(array, torch.Tensor):
         return array.detach()
-    dtype = getattr(array, "dtype", None)
-    if getattr(dtype, "name", None) == "bfloat16" and hasattr(array, "__array_interface__"):
-        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     if hasattr(array, "__array_interface__"):
         writable = array if array.flags.writeable else array.copy()  # torch warns about read-only memory
-        return torch.from_numpy(writable)
+        foreign = _ML_DTYPES.get(array.dtype.name)
+        if foreign is None:
+            return torch.from_numpy(writable)
+        return torch.from_numpy(writable.view(f"uint{8 * foreign.itemsize}")).view(foreign)
     if hasattr(array, "__dlpack__"):
         return torch.utils.dlpack.from_dlpack(array)
     raise invalid(

@@ -9,8 +9,8 @@ import torch
 
 from graphkv.arrays import floating
 from graphkv.budgets import LayerPlan
-from graphkv.layer import check_graph_inputs
 from graphkv.terms.errors import InvalidInputError, Reason, invalid
+from graphkv.terms.needs import check_graph_inputs
 from graphkv.terms.rope import Rope
 
 __all__ = ["Candidates", "contended_tokens"]
@@ -69,7 +69,7 @@ class Candidates:
         _dims("row_facts", self.facts, (heads, 3))
         if self.plan.needs_keys:
             check_graph_inputs(
-                self.plan,
+                self.plan.policy,
                 similarity_keys=self.similarity_keys is not None,
                 rope=self.rope,
                 head_dim=0 if self.keys is None else self.keys.shape[-1],

@@ -6,12 +6,12 @@ import torch
 
 from graphkv.arrays import floating
 from graphkv.budgets import LayerPlan
-from graphkv.terms.catalogue import SCORERS
-from graphkv.terms.errors import InvalidInputError, Reason, invalid
+from graphkv.terms.errors import Reason, invalid
+from graphkv.terms.needs import check_graph_inputs, check_source
 from graphkv.terms.rope import Rope
 from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
 
-__all__ = ["Layer", "check_graph_inputs", "check_source"]
+__all__ = ["Layer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,10 @@ class Layer:
                     raise invalid(role, str(tensor.dtype), "an integer dtype", reason=Reason.BAD_SHAPE)
             else:
                 floating(role, tensor)
-        check_source(self.plan, [role for role in IMPORTANCE_ROLES if role in given], shapes.window)
+        sources = [role for role in IMPORTANCE_ROLES if role in given]
+        check_source(self.plan.policy, sources, rows=shapes.window, num_tokens=shapes.tokens)
         check_graph_inputs(
-            self.plan,
+            self.plan.policy,
             similarity_keys=self.similarity_keys is not None,
             rope=self.rope,
             head_dim=shapes.head_dim,
@@ -62,39 +63,3 @@ class Layer:
         """Query heads per KV head."""
         source = self.queries if self.queries is not None else self.attention
         return 0 if source is None else source.shape[0] // self.kv_heads
-
-
-def check_source(plan: LayerPlan, sources: list[str], window: int) -> None:
-    """At most one source of importance, the one the scorer can use, with as many query rows as the window."""
-    policy = plan.policy
-    if len(sources) > 1:
-        raise invalid(sources[1], "given", f"left out where {sources[0]}= is given", reason=Reason.BAD_SHAPE)
-    source = sources[0] if sources else None
-    if source == "scores":
-        return
-    terms = SCORERS[policy.scorer]
-    if not terms.reads_attention:
-        if policy.scorer == "given":
-            raise invalid("scores", None, 'given: the scorer is "given"', reason=Reason.BAD_SHAPE)
-        if source is not None:
-            raise invalid(source, "given", f"left out: the scorer {policy.scorer!r} does not read it", reason=Reason.BAD_SHAPE)
-    elif source is None:
-        allowed = f"given (or attention=, or scores=): the scorer {policy.scorer!r} needs it"
-        raise invalid("queries", None, allowed, reason=Reason.BAD_SHAPE)
-    elif window != plan.window:
-        allowed = f"{plan.window} rows, the policy's observation window"
-        raise invalid(source, f"{window} rows", allowed, reason=Reason.BAD_SHAPE)
-
-
-def check_graph_inputs(plan: LayerPlan, *, similarity_keys: bool, rope: Rope | None, head_dim: int) -> None:
-    """pre_rope needs a rope or similarity keys; post_rope takes neither of the latter."""
-    graph = plan.policy.graph
-    if similarity_keys and (graph is None or graph.similarity != "pre_rope"):
-        raise invalid("similarity_keys", "given", 'left out unless graph.similarity is "pre_rope"', reason=Reason.BAD_SHAPE)
-    if not plan.policy.needs_rope or similarity_keys:
-        return
-    if rope is None:
-        message = 'graph.similarity is "pre_rope", which needs rope= (Rope.from_config(model.config)) or similarity_keys='
-        raise InvalidInputError(message, argument="rope", reason=Reason.ROPE_MISSING)
-    if rope.rotary_dim > head_dim:
-        raise invalid("rope.rotary_dim", rope.rotary_dim, f"at most head_dim, {head_dim}", reason=Reason.BAD_SHAPE)

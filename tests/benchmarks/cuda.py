@@ -31,7 +31,9 @@ def main() -> None:
     queries = torch.randn(given.layers, 32, 32, 128, dtype=torch.bfloat16, device=device)
     rope = Rope(tuple(500000.0 ** (-i / 64) for i in range(64)), 128)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}: {given.layers} layers x 8 KV heads, n {given.tokens}, d 128, bf16, B {given.budget}")
+    print(
+        f"{name}, torch {torch.__version__}: {given.layers} layers x 8 KV heads, n {given.tokens}, d 128, bf16, B {given.budget}"
+    )
     print(f"{'policy':<12} {'median':>10} {'fastest':>10} {'memory':>12}")
     policies = {
         "snapkv": Policy.snapkv(given.budget),

@@ -132,6 +132,14 @@ def test_the_candidates_alone_give_the_same_answer(name: str) -> None:
         assert layer.kept_score_ratio == chosen.kept_score_ratio
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_numpy_arrays_of_small_floats(name: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    inputs = {role: array.to(getattr(torch, name)) for role, array in prompt().items()}
+    foreign = {role: array.float().numpy().astype(getattr(ml_dtypes, name)) for role, array in inputs.items()}
+    same(select(Policy(40), **inputs), select(Policy(40), **foreign))
+
+
 def test_pinned_sinks_and_window_are_kept() -> None:
     answer = select(Policy(60, sinks=2), **prompt(), pinned=[(50, 60), (55, 62)])
     for layer, head in itertools.product(answer.indices, range(HEADS)):
