@@ -161,6 +161,7 @@ class Admission:
     def check_fits(self, argument: str, size: int) -> None:
         """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer can never be held here."""
         if size > self._max_bytes:
+            self._metrics.rejections_total.labels(reason=Reason.TOO_LARGE.value).inc()
             allowed = f"at most {self._max_bytes}, the tensor bytes this replica can hold"
             raise invalid(argument, size, allowed, reason=Reason.TOO_LARGE)
 

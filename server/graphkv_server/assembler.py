@@ -98,11 +98,11 @@ class Assembler:
             await self._end(messages.read_end(message.end))
 
     def closed(self) -> None:
-        """The stream has no more messages. Raises InvalidInputError (INCOMPLETE) unless End came before."""
+        """The stream has no more messages: the call is complete, or InvalidInputError (INCOMPLETE) says what is missing."""
         if not self._ended:
-            raise InvalidInputError(
-                f"the request ended without `end`{self._first_missing()}", argument="end", reason=Reason.INCOMPLETE
-            )
+            message = f"the request ended without `end`{self._first_missing()}"
+            raise InvalidInputError(message, argument="end", reason=Reason.INCOMPLETE)
+        self._sink.finish()
 
     def _check_sizes(self) -> None:
         header = self._header
@@ -229,7 +229,6 @@ class Assembler:
                     lease.finished()
                     self._left.add((prompt, plan.layer))
                     self._sink.submit(empty_layer(plan, self._shapes[prompt]), lease, prompt=prompt, size=0)
-        self._sink.finish()
 
     def _first_missing(self) -> str:
         """What is missing, in words, ready to follow a sentence; empty where nothing is."""

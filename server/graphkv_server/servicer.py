@@ -33,6 +33,8 @@ Requests = AsyncIterator[pb.SelectRequest]
 
 _LAST_BREATH = 0.25
 """Seconds to wait, where a stream ended too early, for the cancellation that follows when its caller has died."""
+_HALF_CLOSE = 1.0
+"""Seconds to wait, after `end`, for the stream to be closed by its caller: what comes instead is a violation."""
 _DEADLINE_SLACK = 0.05
 """gRPC and we read two clocks: a cancellation so close before the deadline is the deadline's."""
 
@@ -170,9 +172,11 @@ class Servicer:
     async def _next(self, requests: Requests, *, ended: bool = False) -> pb.SelectRequest | None:
         """The next message, or None at the stream's end. Raises DeadlineError (SLOW_CLIENT) where none comes in time."""
         try:
-            async with asyncio.timeout(None if ended else self._stall_timeout):
+            async with asyncio.timeout(_HALF_CLOSE if ended else self._stall_timeout):
                 return await anext(requests)
         except TimeoutError:
+            if ended:
+                return None
             message = f"nothing was sent for {self._stall_timeout:g} seconds"
             raise DeadlineError(message, reason=Reason.SLOW_CLIENT) from None
         except StopAsyncIteration:

@@ -178,6 +178,7 @@ def test_where_room_is_scarce_a_call_waits_for_it_before_it_reads_on() -> None:
     finish(call.assembler.ready())
     for message in all_messages[4:]:
         call.take(message)
+    call.assembler.closed()
     assert call.sink.finished
     call.close()
 

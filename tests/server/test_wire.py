@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from graphkv_proto import v1 as pb
 from graphkv_testing.process import Server, serve, wait_until
-from graphkv_testing.raw import SELECT, Outcome, RawCall, call, raw_policy
+from graphkv_testing.raw import SELECT, Outcome, RawCall, call, collect, raw_policy
 
 from graphkv import Graph, Policy, select
 
@@ -288,6 +288,27 @@ def test_a_wrong_request_gets_its_status_reason_and_field(server: Server, name: 
     assert_good(server)
 
 
+def test_bytes_that_are_no_message(server: Server) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        method = channel.stream_stream(SELECT, response_deserializer=pb.SelectResponse.FromString)
+        got = collect(method(iter([b"\xff" * 20]), timeout=30))
+    assert (got.code, got.reason) == (INVALID, "BAD_LAYOUT")
+    assert_good(server)
+
+
+def test_an_end_without_a_half_close_is_enough(server: Server) -> None:
+    never = threading.Event()
+
+    def stays_open() -> Iterator[Any]:
+        yield from RawCall(seed=8).messages()
+        never.wait(30)
+
+    got = call(server.address, stays_open())
+    never.set()
+    assert got.code == grpc.StatusCode.OK
+    assert got.summary is not None
+
+
 def test_the_request_id_is_answered_or_replaced(server: Server) -> None:
     sent = RawCall()
     sent.header.request_id = "bad id\n\x1b[31m"
@@ -371,8 +392,12 @@ def test_a_client_killed_in_mid_upload_is_counted_as_abandoned(server: Server) -
     assert {reason: count for reason, count in changed.items() if count} == {"abandoned": 1}
 
 
+def open_files(server: Server) -> int:
+    return len(os.listdir(f"/proc/{server.pid}/fd"))
+
+
 def test_cancelled_calls_are_abandoned_and_leave_nothing(server: Server) -> None:
-    before = server.outcomes().get("abandoned", 0)
+    before, descriptors = server.outcomes().get("abandoned", 0), open_files(server)
     messages = RawCall(seed=7).messages()
     with grpc.insecure_channel(server.address) as channel:
         method = channel.stream_stream(SELECT, request_serializer=pb.SelectRequest.SerializeToString)
@@ -390,3 +415,4 @@ def test_cancelled_calls_are_abandoned_and_leave_nothing(server: Server) -> None
             assert server.settled()
     assert server.outcomes()["abandoned"] == before + len(messages) - 1
     assert_good(server)
+    assert wait_until(lambda: open_files(server) <= descriptors)

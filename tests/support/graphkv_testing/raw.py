@@ -10,7 +10,7 @@ import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from graphkv_proto import v1 as pb
 
-__all__ = ["Outcome", "RawCall", "call", "raw_policy"]
+__all__ = ["SELECT", "Outcome", "RawCall", "call", "collect", "raw_policy"]
 
 SELECT = "/graphkv.v1.Compression/Select"
 DTYPES = {
