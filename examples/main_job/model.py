@@ -37,8 +37,8 @@ def weights() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the unpacked model lies: GRAPHKV_DEMO_CACHE, or a folder of the (virtual) environment; never the home folder."""
-    parent = os.environ.get("GRAPHKV_DEMO_CACHE") or os.path.join(sys.prefix, "graphkv-demo")
+    """Where the unpacked model lies: DEMO_CACHE, or a folder of the (virtual) environment; never the home folder."""
+    parent = os.environ.get("DEMO_CACHE") or os.path.join(sys.prefix, "graphkv-demo")
     return Path(parent) / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}-float32"
 
 

@@ -25,8 +25,8 @@ def checked(given: argparse.Namespace) -> Options:
     """The options; DemoError says which one is wrong."""
     if given.prompt_file is not None and not given.prompt_file.is_file():
         raise DemoError(f"--prompt-file {given.prompt_file}: there is no such file")
-    if given.json is not None and not os.access(given.json.parent, os.W_OK):
-        raise DemoError(f"--json {given.json}: its folder cannot be written to")
+    if given.json is not None and (given.json.is_dir() or not os.access(given.json.parent, os.W_OK)):
+        raise DemoError(f"--json {given.json}: it cannot be written to")
     questions = tuple(question.strip() for question in given.question or ())
     if "" in questions:
         raise DemoError("--question is empty")

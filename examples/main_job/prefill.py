@@ -41,17 +41,19 @@ class _Fan:
         self._streams = streams
         self._progress = progress
         self.begun = False
+        self._layers = 0
 
     def wants(self, num_tokens: int) -> bool:
         return any(stream.wants(num_tokens) for stream in self._streams)
 
     def begin(self, layers: list[int], num_tokens: int) -> None:
         self.begun = True
+        self._layers = len(layers)
         for stream in self._streams:
             stream.begin(layers, num_tokens)
 
     def layer(self, seen: PrefilledLayer) -> None:
-        self._progress.note(f"prefilling, layer {seen.layer + 1}")
+        self._progress.note(f"prefilling, layer {seen.layer + 1} of {self._layers}")
         for stream in self._streams:
             stream.put(seen)
 

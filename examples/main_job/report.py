@@ -11,11 +11,15 @@ from main_job.text import Question
 
 WIDTH = 118
 SHOWN_WORDS = 9
+MODEL = "SmolLM2-135M-Instruct, float32: 30 layers, 9 query heads, 3 KV heads of 64"
 MEANING = """\
-sent: tensor bytes that went to the service. scoring (in this process) and choosing (in the service) ran while the \
-prefill did, for all four policies at once; cut after: from the end of the prefill to the cut cache. text: nats a token \
-more than the full cache on how the text goes on; own answers: the same on the full cache's answers. kept otherwise: \
-slots (layer, KV head, token) kept here and not by SnapKV."""
+kept: per layer and KV head, and of the whole cache. sent: tensor bytes that went to the service. scoring (in this \
+process) and choosing (in the service) ran while the prefill did, for all four policies at once; cut after: from the end \
+of the prefill to the cut cache. text: nats a token on how the text goes on, answers: on the full cache's own answers; \
+the full cache's loss, and how much more the others have. kept otherwise: slots (a token in one KV head of one layer) \
+kept here and not by SnapKV."""
+AFTERWARDS = """\
+A budget spent before the question is known loses what nothing pointed at; --question-inside shows the other case. """
 CAVEAT = """\
 One prompt and a model of 135M parameters: this shows the path at work, it does not rank methods. What was measured on \
 many prompts is in docs/algorithm.md."""
@@ -86,7 +90,7 @@ def _head(job: Job) -> str:
     asked = "inside the prefill" if job.question_inside else "after the cut"
     started = f"started in {job.seconds['service']:.1f} s" if "service" in job.seconds else "was running"
     return (
-        f"SmolLM2-135M-Instruct, float32: 30 layers, 9 query heads, 3 KV heads of 64\n"
+        f"{MODEL}\n"
         f"prompt {job.prompt_tokens:,} tokens, budget {job.budget:,} ({share:.0%}) per layer and KV head, question {asked}\n"
         f"model loaded in {job.seconds['model']:.1f} s; graphkv-serve at {job.address} {started}; "
         f"prefill {job.seconds['prefill']:.1f} s"
@@ -96,7 +100,7 @@ def _head(job: Job) -> str:
 def _figures(job: Job, results: Sequence[Result]) -> str:
     full = _full(results)
     head = [
-        ["", "kept", "kept", "sent", "scoring", "choosing", "cut after", "asking", "text", "own answers", "", "kept"],
+        ["", "kept", "kept", "sent", "scoring", "choosing", "cut after", "asking", "text", "answers", "", "kept"],
         ["", "tokens", "MiB", "MiB", "s", "s", "s", "s", "nats", "nats", "right", "otherwise"],
     ]
     rows = []
@@ -118,7 +122,7 @@ def _figures(job: Job, results: Sequence[Result]) -> str:
                 _nats(result.text_loss, None if own else full.text_loss),
                 _nats(result.answer_loss, None if own else full.answer_loss),
                 f"{sum(known)} of {len(known)}" if known else "-",
-                "-" if result.difference is None else f"{result.difference.share:.0%}",
+                "-" if result.difference is None else f"{result.difference.tokens / result.difference.slots:.0%}",
             ]
         )
     return "\n".join(_aligned([*head, *rows], rule_after=1))
@@ -143,11 +147,8 @@ def _words(results: Sequence[Result]) -> str:
         found = result.difference
         if found is None:
             continue
-        lines.append(
-            f"  {result.method.name}: {found.tokens:,} of {found.tokens / found.share:,.0f} slots"
-            if found.tokens
-            else f"  {result.method.name}: the same slots"
-        )
+        differ = f"{found.tokens:,} of {found.slots:,} slots" if found.tokens else "the same slots"
+        lines.append(f"  {result.method.name}: {differ}")
         for label, words in (("more", found.more), ("fewer", found.fewer)):
             if words:
                 shown = "  ".join(f"{word} {count}" for word, count in words[:SHOWN_WORDS])

@@ -15,12 +15,12 @@ WORD = re.compile(r"\w+(?:[-.']\w+)*|[^\w\s]+")
 class Difference:
     """One method's kept slots beside another's, which keeps as many.
 
-    tokens: slots kept here and not there, summed over layers and KV heads; share: of all kept slots. more, fewer: the
+    tokens: slots kept here and not there, summed over layers and KV heads; slots: all that are kept. more, fewer: the
     words with the largest net gain or loss, and in how many slots more (fewer) they are kept.
     """
 
     tokens: int
-    share: float
+    slots: int
     more: list[tuple[str, int]]
     fewer: list[tuple[str, int]]
 
@@ -41,7 +41,7 @@ def difference(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], wor
             by_word[word] += count
     more = [(word, count) for word, count in by_word.most_common() if count > 0]
     fewer = [(word, -count) for word, count in reversed(by_word.most_common()) if count < 0]
-    return Difference(tokens, tokens / max(1, kept), more, fewer)
+    return Difference(tokens, kept, more, fewer)
 
 
 def words_of(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
