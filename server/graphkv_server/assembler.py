@@ -23,7 +23,7 @@ from graphkv_server.arriving import ArrivingLayer, Piece, empty_layer, misplaced
 
 __all__ = ["MAX_DESCRIPTORS", "MAX_LAYERS", "Assembler", "Sink"]
 
-MAX_LAYERS = 2**16
+MAX_LAYERS = 2**14
 """Layers of all prompts of a call together."""
 MAX_DESCRIPTORS = 2**17
 """Descriptors of a call together: tensors, and ranges of their tokens."""
