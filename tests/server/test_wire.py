@@ -3,10 +3,6 @@
 After every case no byte is in flight, no call is open, and a good caller's answer is the library's.
 """
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +12,7 @@ import numpy as np
 import pytest
 from graphkv_proto import v1 as pb
 from graphkv_testing.process import Server, serve, wait_until
-from graphkv_testing.raw import SELECT, Outcome, RawCall, call, collect, raw_policy
-
-from graphkv import Graph, Policy, select
+from graphkv_testing.raw import SELECT, RawCall, assert_good, call, collect, raw_policy
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -38,22 +32,6 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         assert running.settled(), running.metrics()
 
 
-def library_indices(sent: RawCall) -> list[Any]:
-    policy = Policy(budget=7, window=sent.window, graph=Graph(neighbors="auto", threshold=0.5))
-    return select(sent.keys, queries=sent.queries, policy=policy).indices  # type: ignore[union-attr]
-
-
-def assert_good(server: Server, sent: RawCall | None = None, **options: Any) -> Outcome:
-    sent = sent or RawCall(seed=99)
-    got = call(server.address, sent.messages(**options))
-    assert got.code == grpc.StatusCode.OK, (got.message, server.lines[-5:])
-    assert got.summary is not None
-    expected = library_indices(sent)
-    for layer in range(sent.layers):
-        np.testing.assert_array_equal(got.indices(layer), expected[layer])
-    return got
-
-
 def test_the_ready_line_says_addresses_device_and_limits(server: Server) -> None:
     for part in (
         "ready: address=127.0.0.1:",
@@ -67,7 +45,7 @@ def test_the_ready_line_says_addresses_device_and_limits(server: Server) -> None
 
 @pytest.mark.parametrize("chunk", [2**20, 100, 7], ids="{} bytes a chunk".format)
 def test_an_answer_is_the_librarys(server: Server, chunk: int) -> None:
-    got = assert_good(server, RawCall(seed=1), chunk=chunk)
+    got = assert_good(server.address, RawCall(seed=1), chunk=chunk)
     assert got.summary.request_id == "raw"
     assert got.summary.received_bytes == 2 * (2 * 23 * 8 + 4 * 4 * 8) * 4
     assert got.summary.transport == pb.TRANSPORT_TCP
@@ -81,7 +59,7 @@ def test_a_small_call_is_one_message(server: Server) -> None:
         whole.MergeFrom(message)
     got = call(server.address, [whole])
     assert got.code == grpc.StatusCode.OK
-    np.testing.assert_array_equal(got.indices(1), library_indices(sent)[1])
+    np.testing.assert_array_equal(got.indices(1), sent.expected()[1])
 
 
 def test_a_layer_is_answered_while_later_ones_still_arrive(server: Server) -> None:
@@ -285,7 +263,7 @@ def test_a_wrong_request_gets_its_status_reason_and_field(server: Server, name: 
     assert any(known == field or known.endswith("." + field) for known in got.fields or [got.info.get("argument", "")]), got
     assert server.settled()
     assert wait_until(lambda: server.outcomes().get(reason, 0) == before + 1)
-    assert_good(server)
+    assert_good(server.address)
 
 
 def test_bytes_that_are_no_message(server: Server) -> None:
@@ -293,7 +271,7 @@ def test_bytes_that_are_no_message(server: Server) -> None:
         method = channel.stream_stream(SELECT, response_deserializer=pb.SelectResponse.FromString)
         got = collect(method(iter([b"\xff" * 20]), timeout=30))
     assert (got.code, got.reason) == (INVALID, "BAD_LAYOUT")
-    assert_good(server)
+    assert_good(server.address)
 
 
 def test_an_end_without_a_half_close_is_enough(server: Server) -> None:
@@ -328,91 +306,3 @@ def test_unknown_scorer_names_the_known_ones(server: Server) -> None:
 def test_a_non_finite_number_is_named_by_layer_head_and_token(server: Server) -> None:
     got = call(server.address, nan_in_a_key(RawCall()))
     assert "layer 1, KV head 1, token 3" in got.message
-
-
-@pytest.mark.parametrize("timeout", [0.0, 0.3], ids=["passed already", "passes in mid-upload"])
-def test_a_deadline(server: Server, timeout: float) -> None:
-    sent = RawCall(seed=6).messages()
-    never = threading.Event()
-
-    def stuck() -> Iterator[Any]:
-        yield from sent[:3]
-        never.wait(30)
-
-    got = call(server.address, stuck(), timeout=timeout)
-    never.set()
-    assert got.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    if timeout:
-        assert wait_until(lambda: server.outcomes().get("EXPIRED", 0) >= 1), server.outcomes()
-    assert_good(server)
-
-
-def test_a_caller_who_stops_sending_is_ended(server: Server) -> None:
-    never = threading.Event()
-
-    def stuck() -> Iterator[Any]:
-        yield from RawCall(seed=6).messages()[:3]
-        never.wait(60)
-
-    got = call(server.address, stuck())
-    never.set()
-    assert (got.code, got.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "SLOW_CLIENT")
-
-
-UPLOADER = """
-import sys, time, grpc
-from graphkv_testing.raw import SELECT, RawCall
-from graphkv_proto import v1 as pb
-def forever():
-    yield from RawCall().messages()[:3]
-    print("uploading", flush=True)
-    time.sleep(600)
-method = grpc.insecure_channel(sys.argv[1]).stream_stream(SELECT, request_serializer=pb.SelectRequest.SerializeToString)
-list(method(forever()))
-"""
-
-
-def test_a_client_killed_in_mid_upload_is_counted_as_abandoned(server: Server) -> None:
-    before = server.outcomes()
-    support = os.path.join(os.path.dirname(__file__), os.pardir, "support")
-    environment = {**os.environ, "PYTHONPATH": support}
-    client = subprocess.Popen(
-        [sys.executable, "-c", UPLOADER, server.address], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert client.stdout is not None
-        assert client.stdout.readline().strip() == "uploading"
-        assert wait_until(lambda: server.metric("graphkv_in_flight_bytes") > 0)
-    finally:
-        client.send_signal(signal.SIGKILL)
-        client.wait()
-        client.communicate()
-    assert server.settled()
-    changed = {reason: count - before.get(reason, 0) for reason, count in server.outcomes().items()}
-    assert {reason: count for reason, count in changed.items() if count} == {"abandoned": 1}
-
-
-def open_files(server: Server) -> int:
-    return len(os.listdir(f"/proc/{server.pid}/fd"))
-
-
-def test_cancelled_calls_are_abandoned_and_leave_nothing(server: Server) -> None:
-    before, descriptors = server.outcomes().get("abandoned", 0), open_files(server)
-    messages = RawCall(seed=7).messages()
-    with grpc.insecure_channel(server.address) as channel:
-        method = channel.stream_stream(SELECT, request_serializer=pb.SelectRequest.SerializeToString)
-        for stop in range(1, len(messages)):
-            never = threading.Event()
-
-            def upto(stop: int = stop, never: threading.Event = never) -> Iterator[Any]:
-                yield from messages[:stop]
-                never.wait(30)
-
-            running = method(upto())
-            assert wait_until(lambda: server.metric("graphkv_in_flight_requests") == 1)
-            running.cancel()
-            never.set()
-            assert server.settled()
-    assert server.outcomes()["abandoned"] == before + len(messages) - 1
-    assert_good(server)
-    assert wait_until(lambda: open_files(server) <= descriptors)

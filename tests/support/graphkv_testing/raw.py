@@ -10,7 +10,9 @@ import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from graphkv_proto import v1 as pb
 
-__all__ = ["SELECT", "Outcome", "RawCall", "call", "collect", "raw_policy"]
+from graphkv import Graph, Policy, select
+
+__all__ = ["SELECT", "Outcome", "RawCall", "assert_good", "call", "collect", "raw_policy"]
 
 SELECT = "/graphkv.v1.Compression/Select"
 DTYPES = {
@@ -117,6 +119,12 @@ class RawCall:
         messages.append(pb.SelectRequest(end=pb.End(descriptors=number, bytes=total, crc32c=crc)))
         return messages
 
+    def expected(self) -> list[Any]:
+        """The library's own answer to the unbent call: indices by layer."""
+        policy = Policy(budget=7, window=self.window, graph=Graph(neighbors="auto", threshold=0.5))
+        answer = select(self.keys, queries=self.queries, policy=policy)
+        return answer.indices  # type: ignore[union-attr]
+
 
 @dataclass
 class Outcome:
@@ -148,6 +156,18 @@ def call(address: str, messages: Iterable[Any], *, timeout: float | None = 30.0,
     finally:
         if channel is None:
             own.close()
+
+
+def assert_good(address: str, sent: RawCall | None = None, **options: Any) -> Outcome:
+    """A good caller's answer is the library's."""
+    sent = sent or RawCall(seed=99)
+    got = call(address, sent.messages(**options))
+    assert got.code == grpc.StatusCode.OK, got.message
+    assert got.summary is not None
+    expected = sent.expected()
+    for layer in range(sent.layers):
+        np.testing.assert_array_equal(got.indices(layer), expected[layer])
+    return got
 
 
 def collect(responses: Iterator[Any]) -> Outcome:
