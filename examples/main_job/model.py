@@ -91,6 +91,9 @@ def _keep(loaded: Loaded, folder: Path, say: Callable[[str], None]) -> None:
     try:
         model.save_pretrained(half)
         loaded.tokenizer.save_pretrained(half)
+        half.chmod(0o755)  # mkdtemp's own folder is for its owner alone
+        for file in half.iterdir():
+            file.chmod(0o644)
         half.rename(folder)
     except OSError as error:  # the disk is full, or another run was first
         if not folder.is_dir():

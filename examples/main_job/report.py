@@ -39,13 +39,14 @@ class Job:
 
 def table(job: Job, results: Sequence[Result]) -> str:
     """All of it as text, at most 118 columns wide."""
+    unforeseen = not job.question_inside and job.budget < job.prompt_tokens
     parts = [
         _head(job),
         _figures(job, results),
         _fill(MEANING),
         _answers(job, results),
         _words(results),
-        _fill(CAVEAT),
+        _fill(AFTERWARDS * unforeseen + CAVEAT),
     ]
     return "\n\n".join(part for part in parts if part)
 

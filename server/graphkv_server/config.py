@@ -172,6 +172,10 @@ def variable(name: str) -> str:
     return "GRAPHKV_" + name.upper()
 
 
+_SERVICE_LINK = re.compile(r"GRAPHKV(_.*)?_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
+"""What Kubernetes tells every pod beside a Service named graphkv or graphkv-something."""
+
+
 def from_arguments(arguments: Sequence[str], environment: Mapping[str, str], *, version: str) -> ServerConfig:
     """The configuration of a command line and an environment (`sys.argv[1:]`, `os.environ`).
 
@@ -181,8 +185,8 @@ def from_arguments(arguments: Sequence[str], environment: Mapping[str, str], *, 
     given = vars(_parser(version).parse_args(list(arguments)))
     known = {variable(entry.name): entry for entry in dataclasses.fields(ServerConfig)}
     for name in environment:
-        # GRPC's and Python's own variables have other prefixes, so what starts like ours is meant for us.
-        if name.startswith("GRAPHKV_") and name not in known:
+        # What starts like ours is meant for us, and a slip of the pen should not pass; but for what Kubernetes puts there.
+        if name.startswith("GRAPHKV_") and name not in known and not _SERVICE_LINK.fullmatch(name):
             raise ConfigError(f"{name} is set, but there is no such setting; known are {', '.join(sorted(known))}")
     values: dict[str, Any] = {}
     for name, entry in known.items():

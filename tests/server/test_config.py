@@ -121,6 +121,12 @@ def test_every_default_can_be_written_as_a_flag(name: str) -> None:
     assert settings(flag(name), str(getattr(ServerConfig(), name))) == ServerConfig()
 
 
+def test_variables_of_kubernetes_are_not_ours() -> None:
+    links = {"GRAPHKV_SERVICE_HOST": "10.0.0.1", "GRAPHKV_PORT": "tcp://10.0.0.1:50051", "GRAPHKV_PORT_50051_TCP_ADDR": "10.0.0.1",
+             "GRAPHKV_METRICS_SERVICE_PORT_HTTP": "9464"}  # fmt: skip
+    assert from_arguments([], links, version="1.2.3") == from_arguments([], {}, version="1.2.3")
+
+
 def test_unknown_and_shortened_flags_are_refused() -> None:
     for argument in ("--colour", "--addr=127.0.0.1:1"):
         with pytest.raises(SystemExit) as stop:

@@ -8,7 +8,7 @@ from graphkv.kernels.products import padded, products
 
 __all__ = ["window_scores"]
 
-_LIMIT = 16 * 2**20  # bytes of logits held at once, so that memory does not follow the number of query heads
+_LIMIT = 8 * 2**20  # bytes of logits held at once, so that memory does not follow the number of query heads
 _TILE = 512
 
 
