@@ -179,35 +179,6 @@ def test_a_bad_rope_is_refused(arguments: tuple[tuple[float, ...], int]) -> None
         Rope(*arguments)
 
 
-CONFIGS = {
-    "default": {"rope_type": "default", "rope_theta": 10000.0},
-    "linear": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
-    "llama3": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_from_config_agrees_with_transformers(kind: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    config = transformers.LlamaConfig(
-        hidden_size=128, num_attention_heads=4, rope_parameters=CONFIGS[kind], max_position_embeddings=131072
-    )
-    wanted = LlamaRotaryEmbedding(config).inv_freq.tolist()
-    assert Rope.from_config(config).inv_freq == pytest.approx(wanted, rel=1e-6)
-
-
-def test_an_unknown_rope_names_the_way_out() -> None:
-    class Config:
-        rope_parameters = {"rope_type": "spiral"}  # noqa: RUF012  # as configs have it
-        hidden_size, num_attention_heads = 64, 4
-
-    with pytest.raises(InvalidInputError, match="similarity_keys"):
-        Rope.from_config(Config())
-
-
 def test_the_terms_need_the_standard_library_alone() -> None:
     program = "import sys, graphkv; assert not {'torch', 'numpy', 'grpc', 'google'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
