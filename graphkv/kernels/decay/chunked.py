@@ -29,7 +29,7 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
     touched = torch.zeros_like(is_source)
     sign = 1.0 if graph.signal == "enhance" else -1.0
     for start in range(0, sources.shape[0], _BLOCK):
-        edges = _edges(unit[sources[start : start + _BLOCK]], unit, is_source, row.neighbors, graph.threshold)
+        edges = edges_of_sources(unit[sources[start : start + _BLOCK]], unit, is_source, row.neighbors, graph.threshold)
         touched |= (edges > 0.0).any(dim=0)
         sent = edges.to(torch.float64).mul_(sign * graph.strength)
         if graph.update == "additive":
@@ -44,7 +44,7 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
     return (row.scores * factor).clamp_(max=FLOAT32_MAX)
 
 
-def _edges(
+def edges_of_sources(
     sources: torch.Tensor, unit: torch.Tensor, is_source: torch.Tensor, most: int | None, threshold: float
 ) -> torch.Tensor:
     """float32 [block, C]: each source's similarity to its neighbors, 0 to all others."""
