@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from graphkv_client.integrations.transformers import cache_argument
 
 ANSWER_TOKENS = 24
 
@@ -26,15 +27,15 @@ def answer(model: Any, cache: Any, question: torch.Tensor | None, first: torch.T
     question int64 [1, m] is fed first; None where it is in the cache already, and then `first`, the prefill's last
     logits [vocabulary], give the first token.
     """
-    grown = fork(cache)
-    logits = first if question is None else model(question, past_key_values=grown, logits_to_keep=1).logits[0, -1]
+    fed = {cache_argument(model): fork(cache)}
+    logits = first if question is None else model(question, **fed, logits_to_keep=1).logits[0, -1]
     ids: list[int] = []
     while len(ids) < ANSWER_TOKENS:
         token = int(logits.argmax())
         if token == model.config.eos_token_id:
             break
         ids.append(token)
-        logits = model(torch.tensor([[token]]), past_key_values=grown, logits_to_keep=1).logits[0, -1]
+        logits = model(torch.tensor([[token]]), **fed, logits_to_keep=1).logits[0, -1]
     return ids
 
 
@@ -47,6 +48,6 @@ def loss(model: Any, cache: Any, given: torch.Tensor, continuation: torch.Tensor
     counted = continuation.shape[1] - (0 if given.shape[1] else 1)
     if counted < 1:
         return None
-    logits = model(fed[:, :-1], past_key_values=fork(cache), logits_to_keep=counted).logits[0]
+    logits = model(fed[:, :-1], **{cache_argument(model): fork(cache)}, logits_to_keep=counted).logits[0]
     picked = logits.log_softmax(dim=-1).gather(1, fed[0, -counted:, None])
     return float(-picked.mean())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from graphkv_client import CompressClient, Policy, Selection
-from graphkv_client.integrations.transformers import PrefilledLayer, PrefillStream, observe_prefill
+from graphkv_client.integrations.transformers import PrefilledLayer, PrefillStream, cache_argument, observe_prefill
 from transformers import DynamicCache
 
 from main_job.progress import Progress
@@ -73,7 +73,7 @@ def prefill(model: Any, ids: torch.Tensor, client: CompressClient, policies: Seq
     with ExitStack() as stack:
         stack.enter_context(observe_prefill(model, fan))
         with progress.step("prefill", f"prefilling {ids.shape[1]:,} tokens"):
-            logits = model(ids, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+            logits = model(ids, **{cache_argument(model): cache}, logits_to_keep=1).logits[0, -1]
         started = time.perf_counter()
         chosen: list[Chosen | None] = []
         for stream in streams:

@@ -97,13 +97,22 @@ def test_a_prompt_within_the_budget_is_stock_generate(budget: int | float, smoll
     assert nothing.selection is None
 
 
+def cached(smollm2: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """The cache of a prefill, under the name that the model's forward and generate know it by."""
+    from graphkv_client.integrations.transformers import cache_argument
+
+    name = cache_argument(smollm2)
+    return {name: smollm2(ids)[name]}
+
+
 def test_logits_after_the_cut_are_full_attention_masked_to_the_kept_tokens(client: CompressClient, smollm2: Any) -> None:
     from graphkv_client.integrations.transformers import compress
 
     ids, new = prompt_ids(203), prompt_ids(210)[:, 203:]
     with torch.no_grad(), compress(smollm2, client, Policy.sequential(61)) as compression:
-        cache = smollm2(ids).past_key_values
-        logits = smollm2(new, past_key_values=cache).logits
+        fed = cached(smollm2, ids)
+        logits = smollm2(new, **fed).logits
+        cache = next(iter(fed.values()))
     assert compression.selection is not None
     assert [layer.keys.shape[2] for layer in cache.layers] == [61 + new.shape[1]] * 30
     assert cache.get_seq_length() == 210
@@ -131,11 +140,11 @@ def masked(smollm2: Any, ids: torch.Tensor, new: torch.Tensor, selection: Select
 
     AttentionInterface.register("masked_reference", attention)
     AttentionMaskInterface.register("masked_reference", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    cache = smollm2(ids).past_key_values
+    fed = cached(smollm2, ids)
     before = smollm2.config._attn_implementation
     smollm2.set_attn_implementation("masked_reference")
     try:
-        return torch.as_tensor(smollm2(new, past_key_values=cache).logits)
+        return torch.as_tensor(smollm2(new, **fed).logits)
     finally:
         smollm2.set_attn_implementation(before)
 
@@ -148,10 +157,10 @@ def test_the_cut_cache_may_be_fed_by_either_form_of_generate(client: CompressCli
     texts = []
     for fed in (whole, question):
         with torch.no_grad(), compress(smollm2, client, Policy(80)):
-            cache = smollm2(ids).past_key_values
+            cache = cached(smollm2, ids)
         answer = smollm2.generate(
             fed,
-            past_key_values=cache,
+            **cache,
             attention_mask=torch.ones_like(whole),
             max_new_tokens=TOKENS,
             do_sample=False,
@@ -199,4 +208,4 @@ def test_a_service_that_is_gone_raises_from_the_forward_and_leaves_the_model_as_
         with compress(smollm2, nobody, Policy(50)), pytest.raises(UnavailableError):
             smollm2(prompt_ids(99))
         assert smollm2.config._attn_implementation == before
-        assert smollm2(prompt_ids(99)).past_key_values.layers[0].keys.shape[2] == 99
+        assert next(iter(cached(smollm2, prompt_ids(99)).values())).layers[0].keys.shape[2] == 99

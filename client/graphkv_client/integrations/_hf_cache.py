@@ -4,6 +4,7 @@ Knows transformers' caches and which slots to keep; nothing of models, streams o
 """
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graphkv.terms.errors import Reason, invalid
 
-__all__ = ["CompressedLayer", "compressible", "cut", "prepare"]
+__all__ = ["CompressedLayer", "cache_argument", "compressible", "cut", "prepare"]
 
 
 class CompressedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of its __init_subclass__
@@ -61,18 +62,23 @@ class CompressedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of its 
         self.dropped = 0
 
 
+def cache_argument(model: Any) -> str:
+    """What the model's `forward` calls its cache: "cache" since transformers 5.24, "past_key_values" before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def prepare(cache: Any, config: Any) -> DynamicCache:
     """The same, empty cache with its full-attention layers made CompressedLayers; sliding-window layers stay as they are.
 
     Raises InvalidInputError for a kind of cache, or of layer, whose tokens cannot be dropped one by one.
     """
     if type(cache) is not DynamicCache:
-        raise invalid("past_key_values", type(cache).__name__, "a DynamicCache", reason=Reason.BAD_SHAPE)
+        raise invalid("cache", type(cache).__name__, "a DynamicCache", reason=Reason.BAD_SHAPE)
     layers = cache.layers or DynamicCache(config=config).layers
     for layer in layers:
         if type(layer) not in (DynamicLayer, CompressedLayer, DynamicSlidingWindowLayer):
             allowed = "full attention or a sliding window in every layer"
-            raise invalid("past_key_values", type(layer).__name__, allowed, reason=Reason.BAD_SHAPE)
+            raise invalid("cache", type(layer).__name__, allowed, reason=Reason.BAD_SHAPE)
     cache.layers = [CompressedLayer() if type(layer) is DynamicLayer else layer for layer in layers]
     return cache
 

@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graphkv.terms.errors import Reason, invalid
-from graphkv_client.integrations._hf_cache import compressible, prepare
+from graphkv_client.integrations._hf_cache import cache_argument, compressible, prepare
 
 __all__ = ["Observer", "PrefilledLayer", "observe_prefill"]
 
@@ -127,7 +127,8 @@ class _Before:
         _running.set(None)  # every forward passes here first, so nothing stale outlives one that failed
         given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         fed = given["input_ids"] if given.get("input_ids") is not None else given.get("inputs_embeds")
-        cache = given.get("past_key_values")
+        name = cache_argument(module)
+        cache = given.get(name, given.get("past_key_values"))
         if cache is None and given.get("use_cache", module.config.use_cache):
             cache = DynamicCache(config=module.config)
         if fed is None or not isinstance(cache, Cache) or cache.get_seq_length() > 0:
@@ -141,7 +142,8 @@ class _Before:
             return None
         self.observer.begin(layers, fed.shape[1])
         _running.set(_Prefill(self.observer, layers, cache))
-        return (), {**given, "past_key_values": cache}
+        given.pop("past_key_values", None)  # a caller may still use the older name
+        return (), {**given, name: cache}
 
 
 def _after(module: Any, args: Any, kwargs: Any, output: Any) -> None:

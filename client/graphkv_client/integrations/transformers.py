@@ -22,7 +22,7 @@ from graphkv.terms.errors import Reason, invalid
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.selection import LayerSelection, Selection, Summary
-from graphkv_client.integrations._hf_cache import CompressedLayer, compressible, cut
+from graphkv_client.integrations._hf_cache import CompressedLayer, cache_argument, compressible, cut
 from graphkv_client.integrations._hf_prefill import Observer, PrefilledLayer, observe_prefill
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "PrefillStream",
     "PrefilledLayer",
     "Streams",
+    "cache_argument",
     "compress",
     "compressible",
     "cut",
