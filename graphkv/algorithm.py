@@ -39,6 +39,9 @@ def select(
     queries: Any = None,
     attention: Any = None,
     scores: Any = None,
+    values: Any = None,
+    query_mean: Any = None,
+    query_covariance: Any = None,
     similarity_keys: Any = None,
     positions: Any = None,
     pinned: Any = None,
@@ -55,6 +58,9 @@ def select(
         queries: the last w tokens' queries, [L, Hq, w, d]; w is the policy's observation window.
         attention: instead, their attention to all tokens, [L, Hq, w, n].
         scores: instead, the caller's own scores, [L, Hkv, n]; -inf marks padding.
+        values: the tokens' values, [L, Hkv, n, any]; only their norms are read (expected_attention).
+        query_mean: the mean of queries to come, [L, Hq, d], rotated by `graphkv.rope.average_rope` (expected_attention).
+        query_covariance: their covariance, [L, Hq, d, d], likewise.
         similarity_keys: what the graph compares instead of the keys, [L, Hkv, n, x] (similarity "pre_rope").
         positions: where the keys' tokens stood, [L, n] or [L, Hkv, n], default 0..n-1 (similarity "pre_rope").
         pinned: ranges (start, stop) of tokens that are always kept.
@@ -72,6 +78,9 @@ def select(
         "queries": queries,
         "attention": attention,
         "scores": scores,
+        "values": values,
+        "query_mean": query_mean,
+        "query_covariance": query_covariance,
         "similarity_keys": similarity_keys,
         "positions": positions,
     }

@@ -7,7 +7,7 @@ import torch.utils.dlpack
 
 from graphkv.terms.errors import Reason, invalid
 
-__all__ = ["heads_first", "like", "to_torch"]
+__all__ = ["floating", "heads_first", "like", "to_torch", "value_norms"]
 
 FLOATS = (
     torch.float64,
@@ -47,6 +47,14 @@ def floating(argument: str, tensor: torch.Tensor) -> torch.Tensor:
 def heads_first(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     """`[..., heads, tokens, d]` as a view, whatever the layout: "HND" or "NHD"."""
     return tensor.transpose(-3, -2) if layout == "NHD" else tensor
+
+
+def value_norms(values: torch.Tensor) -> torch.Tensor:
+    """float32 [Hkv, n]: the length of each token's value, summed in float64; values [Hkv, n, any]."""
+    if values.ndim != 3:
+        raise invalid("values", list(values.shape), "[Hkv, n, any] in each layer", reason=Reason.BAD_SHAPE)
+    lengths = [torch.linalg.vector_norm(floating("values", head).to(torch.float64), dim=-1) for head in values]
+    return torch.stack(lengths).to(torch.float32)
 
 
 def like(answer: torch.Tensor, given: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from graphkv.arrays import heads_first, like, to_torch
+from graphkv.arrays import heads_first, like, to_torch, value_norms
 from graphkv.budgets import plan_layers
 from graphkv.layer import Layer
 from graphkv.terms.errors import Reason, invalid
@@ -71,9 +71,11 @@ def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], ro
     for name, tensors in per_layer.items():
         if len(tensors) != len(keys):
             raise invalid(name, f"{len(tensors)} layers", f"{len(keys)} layers, as the keys", reason=Reason.BAD_SHAPE)
-        if name in ("queries", "similarity_keys"):
+        if name in ("queries", "values", "similarity_keys"):
             per_layer[name] = [heads_first(tensor, layout) for tensor in tensors]
     per_layer["keys"] = keys
+    if "values" in per_layer:
+        per_layer["value_norms"] = [value_norms(own) for own in per_layer.pop("values")]
     plans = plan_layers(
         policy,
         num_tokens=keys[0].shape[1],

@@ -8,7 +8,7 @@ from graphkv.terms.errors import InvalidInputError, Reason
 
 __all__ = ["check_finite", "check_scores"]
 
-_HEADS = {"queries": "query head", "attention": "query head"}
+_HEADS = dict.fromkeys(("queries", "attention", "query_mean", "query_covariance"), "query head")
 
 
 def check_finite(role: str, tensor: torch.Tensor, layer: int, *, ids: torch.Tensor | None = None, first_head: int = 0) -> None:

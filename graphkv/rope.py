@@ -5,7 +5,7 @@ import torch
 from graphkv.terms.errors import Reason, invalid
 from graphkv.terms.rope import Rope
 
-__all__ = ["unrotate"]
+__all__ = ["average_rope", "unrotate"]
 
 
 def unrotate(keys: torch.Tensor, positions: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -34,3 +34,30 @@ def _pairs(keys: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         return rotated[..., 0::2], rotated[..., 1::2]
     half = rope.rotary_dim // 2
     return rotated[..., :half], rotated[..., half:]
+
+
+def average_rope(
+    query_mean: torch.Tensor, query_covariance: torch.Tensor, rope: Rope, *, start: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `expected_attention` needs of queries still to come (arXiv:2510.00636): their rotation, averaged.
+
+    query_mean [..., d] and query_covariance [..., d, d] of queries before rotary embedding; the positions averaged over are
+    start, ..., start + count - 1. Returns float64 tensors of the same shapes: R mean and R covariance R^T, R the mean of
+    the rotations.
+    """
+    dim = query_mean.shape[-1]
+    if not count > 0:
+        raise invalid("count", count, "an integer >= 1", reason=Reason.BAD_SHAPE)
+    if rope.rotary_dim > dim:
+        raise invalid("rope.rotary_dim", rope.rotary_dim, f"at most head_dim, {dim}", reason=Reason.BAD_SHAPE)
+    device = query_mean.device
+    frequencies = torch.tensor(rope.inv_freq, dtype=torch.float64, device=device)
+    angles = torch.arange(start, start + count, dtype=torch.float64, device=device)[:, None] * frequencies
+    cos, sin = angles.cos().mean(dim=0), angles.sin().mean(dim=0)
+    rotation = torch.eye(dim, dtype=torch.float64, device=device)
+    places = torch.arange(rope.rotary_dim, device=device)
+    first, second = _pairs(places, rope)
+    rotation[first, first], rotation[second, second] = cos, cos
+    rotation[first, second], rotation[second, first] = -sin, sin
+    mean = query_mean.to(torch.float64) @ rotation.T
+    return mean, rotation @ query_covariance.to(torch.float64) @ rotation.T

@@ -117,6 +117,16 @@ def as_float32(array: Any) -> Any:
     return array.float() if is_tensor(array) else array.astype(np.float32, copy=False)
 
 
+def norms(argument: str, array: Any) -> Any:
+    """float32 [heads, n]: the length of each vector of [heads, n, any], summed in float64, where the array is."""
+    if array.ndim != 3:
+        raise invalid(argument, list(array.shape), "[heads, n, any]", reason=Reason.BAD_SHAPE)
+    if is_tensor(array):
+        lengths = [head.double().norm(dim=-1).float() for head in array]
+        return sys.modules["torch"].stack(lengths)
+    return np.stack([np.sqrt(np.square(head.astype(np.float64)).sum(axis=-1)) for head in array]).astype(np.float32)
+
+
 def recorded_event(array: Any) -> Any:
     """A CUDA event after all that the caller's stream has been given to do with the array; None for other devices.
 

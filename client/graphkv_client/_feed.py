@@ -17,7 +17,7 @@ from graphkv.terms.errors import InvalidInputError, Reason, invalid
 from graphkv.terms.needs import check_graph_inputs, check_source
 from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
 from graphkv_client._arrays import Answer, answer_like, copied, is_tensor, recorded_event
-from graphkv_client._inputs import CallTerms, arrays_of, check_terms, checked_pinned
+from graphkv_client._inputs import CallTerms, arrays_of, check_sources, check_terms, checked_pinned
 from graphkv_client._pieces import Form, Part, Preparation, Work
 from graphkv_client._preparation import preparation_for
 
@@ -53,7 +53,7 @@ class Put:
         dims = {role: tuple(array.shape) for role, array in self.arrays.items()}
         if len(dims["keys"]) == 3 and dims["keys"][1] == 0:
             raise invalid("keys", "0 tokens", "at least one token", reason=Reason.BAD_LAYOUT)
-        for role in ("attention", "scores"):
+        for role in ("attention", "scores", "value_norms"):
             if role in dims and len(dims["keys"]) == 3 and dims[role][-1:] == (whole,):
                 dims[role] = (*dims[role][:-1], dims["keys"][1])
         return Shapes.of_layer(dims)
@@ -220,8 +220,7 @@ class Feed:
         policy, dims = self.terms.policy, layer.dims()
         if layer.complete:
             shapes = Shapes.of_layer(dims, layers=self.layers)
-            sources = [role for role in IMPORTANCE_ROLES if role in dims]
-            check_source(policy, sources, rows=shapes.window, num_tokens=shapes.tokens)
+            check_sources(policy, dims, shapes)
             form = Form.of(layer.arrays(), shapes)
             if self.form is not None:
                 _check_alike(form, self.form, complete=True)
@@ -230,7 +229,8 @@ class Feed:
             _check_alike(Form.of(put.arrays, put.shapes(layer.tokens)), self.form, complete=False)
             return None
         source = next((role for role in IMPORTANCE_ROLES if role in put.arrays), None)
-        if source is None and SCORERS[policy.scorer].reads_attention:
+        needs = SCORERS[policy.scorer].needs
+        if source is None and (SCORERS[policy.scorer].reads_attention or any(role not in put.arrays for role in needs)):
             return None
         form = Form.of(put.arrays, put.shapes(layer.tokens))
         return replace(form, dtypes={**form.dtypes, "scores": "f32"}) if policy.scorer == "given" else form

@@ -12,8 +12,8 @@ from graphkv.terms.errors import Reason, invalid
 from graphkv.terms.needs import check_graph_inputs, check_source
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
-from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
-from graphkv_client._arrays import Answer, Array, answer_like, dtype_name, is_tensor, read, recorded_event
+from graphkv.terms.shapes import EXTRA_ROLES, IMPORTANCE_ROLES, Shapes
+from graphkv_client._arrays import Answer, Array, answer_like, dtype_name, is_tensor, norms, read, recorded_event
 
 __all__ = [
     "HEADED",
@@ -22,14 +22,15 @@ __all__ = [
     "LayerInputs",
     "PromptInputs",
     "arrays_of",
+    "check_sources",
     "check_terms",
     "checked_pinned",
     "layer_of",
     "prompts_of",
 ]
 
-ROLES = ("keys", *IMPORTANCE_ROLES, "similarity_keys", "positions")
-HEADED = ("keys", "queries", "similarity_keys")
+ROLES = ("keys", *IMPORTANCE_ROLES, *EXTRA_ROLES, "similarity_keys", "positions")
+HEADED = ("keys", "queries", "values", "similarity_keys")
 """Roles whose axes `layout` orders."""
 LAYOUTS = ("HND", "NHD")
 
@@ -117,7 +118,7 @@ def prompts_of(given: Mapping[str, Any], *, terms: CallTerms, pinned: Any) -> tu
 
 
 def arrays_of(given: Mapping[str, Array | None], terms: CallTerms) -> dict[str, Any]:
-    """One layer's arrays by role, as numpy or torch, heads first; those left out are missing."""
+    """One layer's arrays by role, as numpy or torch, heads first; those left out are missing. Values become their norms."""
     arrays = {}
     for role, array in given.items():
         if array is not None:
@@ -129,7 +130,10 @@ def arrays_of(given: Mapping[str, Array | None], terms: CallTerms) -> dict[str, 
             if role == "positions":
                 view = _integers(view)
             dtype_name(role, view)
-            arrays[role] = view
+            if role == "values":  # read here and now: what travels, and what a stream holds, is their norms
+                arrays["value_norms"] = norms(role, view)
+            else:
+                arrays[role] = view
     return arrays
 
 
@@ -137,10 +141,16 @@ def layer_of(arrays: Mapping[str, Any], answer: Answer, terms: CallTerms) -> Lay
     """One whole layer, its shapes and sources checked against each other and the policy."""
     dims = {role: tuple(array.shape) for role, array in arrays.items()}
     shapes = Shapes.of_layer(dims)
-    sources = [role for role in IMPORTANCE_ROLES if role in dims]
-    check_source(terms.policy, sources, rows=shapes.window, num_tokens=shapes.tokens)
+    check_sources(terms.policy, dims, shapes)
     check_graph_inputs(terms.policy, similarity_keys="similarity_keys" in dims, rope=terms.rope, head_dim=shapes.head_dim)
     return LayerInputs(arrays, shapes, answer, recorded_event(arrays["keys"]))
+
+
+def check_sources(policy: Policy, given: Mapping[str, Any], shapes: Shapes) -> None:
+    """Raises InvalidInputError unless a layer that has the roles `given` brings what its policy's scorer needs."""
+    sources = [role for role in IMPORTANCE_ROLES if role in given]
+    extras = [role for role in EXTRA_ROLES if role in given]
+    check_source(policy, sources, rows=shapes.window, num_tokens=shapes.tokens, extras=extras)
 
 
 def checked_pinned(pinned: Any, tokens: int) -> tuple[Range, ...]:

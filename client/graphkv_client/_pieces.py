@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 from graphkv_proto import tensors
 
-from graphkv.terms.shapes import Shapes
+from graphkv.terms.shapes import EXTRA_ROLES, Shapes
 from graphkv_client._arrays import Raw, as_float32, concatenated, dtype_name, host_view, wait_for
 from graphkv_client._inputs import HEADED
 
 __all__ = ["Form", "Part", "Piece", "Preparation", "Work", "piece_of"]
+
+
+FLOAT32 = ("scores", *EXTRA_ROLES)
+"""Roles that travel as float32, whatever was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class Form:
     @classmethod
     def of(cls, arrays: Mapping[str, Any], shapes: Shapes) -> "Form":
         """The form of a layer's arrays (or of a chunk's, as far as they tell)."""
-        dtypes = {role: "f32" if role == "scores" else dtype_name(role, array) for role, array in arrays.items()}
+        dtypes = {role: "f32" if role in FLOAT32 else dtype_name(role, array) for role, array in arrays.items()}
         extra = int(arrays["similarity_keys"].shape[2]) if "similarity_keys" in arrays else 0
         rows = shapes.kv_heads if "positions" in arrays and arrays["positions"].ndim == 2 else 1
         return cls(shapes, dtypes, extra, rows)
@@ -114,6 +118,9 @@ class Form:
             "queries": shapes.query_heads * shapes.window * shapes.head_dim,
             "attention": shapes.query_heads * shapes.window * tokens,
             "scores": shapes.kv_heads * tokens,
+            "value_norms": shapes.kv_heads * tokens,
+            "query_mean": shapes.query_heads * shapes.head_dim,
+            "query_covariance": shapes.query_heads * shapes.head_dim**2,
             "similarity_keys": shapes.kv_heads * tokens * self.extra,
             "positions": self.position_rows * tokens,
         }
@@ -155,10 +162,10 @@ def joined(parts: Sequence[Part]) -> Mapping[str, Any]:
 def piece_of(role: str, array: Any, *, start: int = 0, ranged: bool = True) -> Piece:
     """The array (numpy or torch, heads first) as it travels; tokens from `start` on.
 
-    Heads first or tokens first, whichever the memory is in; other strides are copied chunk by chunk. Scores travel as
-    float32. `ranged`: False where the token axis is not the prompt's (candidates).
+    Heads first or tokens first, whichever the memory is in; other strides are copied chunk by chunk. Scores and
+    what else is in FLOAT32 travel as that. `ranged`: False where the token axis is not the prompt's (candidates).
     """
-    raw, dtype = host_view(role, as_float32(array) if role == "scores" else array)
+    raw, dtype = host_view(role, as_float32(array) if role in FLOAT32 else array)
     layout = "HND"
     if role in HEADED and not raw.flags.c_contiguous:
         turned = raw.swapaxes(0, 1)

@@ -127,6 +127,9 @@ class LayerStream:
         queries: Array | None = None,
         attention: Array | None = None,
         scores: Array | None = None,
+        values: Array | None = None,
+        query_mean: Array | None = None,
+        query_covariance: Array | None = None,
         similarity_keys: Array | None = None,
         positions: Array | None = None,
         start: int | None = None,
@@ -141,6 +144,9 @@ class LayerStream:
             queries: [Hq, w, d], with the chunk that completes the layer.
             attention: [Hq, w, n] likewise, or [Hq, w, count] with each chunk.
             scores: [Hkv, n] likewise, or [Hkv, count] with each chunk.
+            values: [Hkv, count, any], of the tokens in `keys`; read before `put` returns.
+            query_mean: [Hq, d], with the chunk that completes the layer.
+            query_covariance: [Hq, d, d], likewise.
             similarity_keys: [Hkv, count, x], of the tokens in `keys`.
             positions: [count] or [Hkv, count], of the tokens in `keys`.
             start: the place of the chunk's first token. Left out: a whole layer. Chunks come in any split and order.
@@ -157,6 +163,9 @@ class LayerStream:
             "queries": queries,
             "attention": attention,
             "scores": scores,
+            "values": values,
+            "query_mean": query_mean,
+            "query_covariance": query_covariance,
             "similarity_keys": similarity_keys,
             "positions": positions,
         }

@@ -7,32 +7,75 @@ without editing a test. Knows no tensor and no formula.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
-__all__ = ["BUDGETS", "GRANULARITIES", "POOLINGS", "SCORERS", "SIGNALS", "SIMILARITIES", "UPDATES", "ScorerTerms"]
+__all__ = [
+    "BUDGETS",
+    "GRANULARITIES",
+    "OPTIONS",
+    "POOLINGS",
+    "SCORERS",
+    "SIGNALS",
+    "SIMILARITIES",
+    "UPDATES",
+    "OptionTerms",
+    "ScorerTerms",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerTerms:
     """What a policy has to know of a scorer without running it.
 
-    `window`: the default observation window (tokens). `reads_attention`: it needs `queries=` or `attention=`.
-    `reads_keys`: it reads the keys of every token. `pool_width`: the default width of the pooling, or None where it
-    does not pool. `sinks`: the default number of first tokens that are always kept.
+    `window`: the default observation window (tokens). `query_rows`: which queries (or rows of attention) it needs: none
+    (""), those of the observation "window", those of "all" tokens, or "any" number of last ones. `reads_keys`: it reads
+    the keys of every token (with attention given, no scorer does). `needs`: further inputs it cannot do without.
+    `pool_width`: the default width of the pooling, or None where it does not pool. `sinks`: the default number of first
+    tokens that are always kept.
     """
 
     summary: str
     source: str
     window: int = 0
-    reads_attention: bool = False
+    query_rows: Literal["", "window", "all", "any"] = ""
     reads_keys: bool = True
+    needs: tuple[str, ...] = ()
     pool_width: int | None = None
     sinks: int = 0
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it needs `queries=` or `attention=`."""
+        return self.query_rows != ""
+
+    @property
+    def least_window(self) -> int:
+        """The least observation window: at least the last token where the scorer looks from there."""
+        return 1 if self.window else 0
+
+
+@dataclass(frozen=True, slots=True)
+class OptionTerms:
+    """A setting of one scorer or budget allocation: whose it is, what it is by default, and the numbers it may be."""
+
+    of: str
+    default: float
+    least: float
+    most: float
+    allowed: str
 
 
 SCORERS: Mapping[str, ScorerTerms] = MappingProxyType({
     "snapkv": ScorerTerms("attention received from the end of the prompt, pooled", "arXiv:2404.14469",
-                          window=32, reads_attention=True, pool_width=7),
+                          window=32, query_rows="window", pool_width=7),
+    "h2o": ScorerTerms("attention received from all tokens", "arXiv:2306.14048", query_rows="all"),
+    "tova": ScorerTerms("attention received from the last token", "arXiv:2401.06104", window=1, query_rows="any"),
     "knorm": ScorerTerms("tokens whose keys are short", "arXiv:2406.11430"),
+    "keydiff": ScorerTerms("tokens whose keys differ from the mean key", "arXiv:2504.15364"),
+    "expected_attention": ScorerTerms("attention expected from queries to come, times the value's norm", "arXiv:2510.00636",
+                                      needs=("query_mean", "query_covariance", "value_norms"), sinks=4),
+    "cake": ScorerTerms("mean and variance of the attention received from the end of the prompt, pooled", "arXiv:2503.12491",
+                        window=32, query_rows="window", pool_width=5),
     "given": ScorerTerms("the caller's own scores", "the caller", reads_keys=False),
 })  # fmt: skip
 BUDGETS: Mapping[str, str] = MappingProxyType({
@@ -54,4 +97,7 @@ SIMILARITIES: Mapping[str, str] = MappingProxyType({
     "pre_rope": "the keys before rotary embedding; needs rope= or similarity_keys=",
 })  # fmt: skip
 GRANULARITIES: Mapping[str, str] = MappingProxyType({"head": "every KV head keeps tokens of its own"})
+OPTIONS: Mapping[str, OptionTerms] = MappingProxyType({
+    "gamma": OptionTerms("cake", 200.0, 0.0, 1e30, "a number >= 0"),
+})  # fmt: skip
 POOLINGS: Mapping[str, str] = MappingProxyType({"avg": "the mean, padded with zeros", "max": "the largest"})

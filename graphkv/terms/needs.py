@@ -10,15 +10,24 @@ from graphkv.terms.errors import InvalidInputError, Reason, invalid
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 
-__all__ = ["check_graph_inputs", "check_source"]
+__all__ = ["check_graph_inputs", "check_source", "query_rows"]
 
 
-def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_tokens: int) -> None:
-    """At most one source of importance, the one the scorer can use, with as many query rows as the window.
+def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_tokens: int, extras: Sequence[str] = ()) -> None:
+    """At most one source of importance, the one the scorer can use, with as many query rows as it takes, and its extras.
 
-    `sources`: which of queries, attention, scores were given; `rows`: the query rows of the first two, else 0.
-    Raises InvalidInputError naming the argument.
+    `sources`: which of queries, attention, scores were given; `rows`: the query rows of the first two, else 0; `extras`:
+    which of value_norms, query_mean, query_covariance. Raises InvalidInputError naming the argument.
     """
+    needs = () if "scores" in sources else SCORERS[policy.scorer].needs
+    for role in extras:
+        if role not in needs:
+            allowed = f"left out: the scorer {policy.scorer!r} does not read it"
+            raise invalid(role, "given", allowed, reason=Reason.BAD_SHAPE)
+    for role in needs:
+        if role not in extras:
+            allowed = f"given (or scores=): the scorer {policy.scorer!r} needs it"
+            raise invalid("values" if role == "value_norms" else role, None, allowed, reason=Reason.BAD_SHAPE)
     if len(sources) > 1:
         raise invalid(sources[1], "given", f"left out where {sources[0]}= is given", reason=Reason.BAD_SHAPE)
     source = sources[0] if sources else None
@@ -33,9 +42,18 @@ def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_token
     if source is None:
         allowed = f"given (or attention=, or scores=): the scorer {policy.scorer!r} needs it"
         raise invalid("queries", None, allowed, reason=Reason.BAD_SHAPE)
-    window = min(policy.observation_window(), num_tokens)
-    if rows != window:
-        raise invalid(source, f"{rows} rows", f"{window} rows, the policy's observation window", reason=Reason.BAD_SHAPE)
+    wanted = query_rows(policy, num_tokens)
+    if wanted is not None and rows != wanted:
+        which = "one a token" if SCORERS[policy.scorer].query_rows == "all" else "the policy's observation window"
+        raise invalid(source, f"{rows} rows", f"{wanted} rows, {which}", reason=Reason.BAD_SHAPE)
+
+
+def query_rows(policy: Policy, num_tokens: int) -> int | None:
+    """How many last queries the policy's scorer takes for a prompt of this length; None = any number."""
+    kind = SCORERS[policy.scorer].query_rows
+    if kind == "any":
+        return None
+    return num_tokens if kind == "all" else min(policy.observation_window(), num_tokens)
 
 
 def check_graph_inputs(policy: Policy, *, similarity_keys: bool, rope: Rope | None, head_dim: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
+from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, OPTIONS, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
 from graphkv.terms.errors import invalid, unknown_name
 
 __all__ = ["Graph", "Policy"]
@@ -101,6 +101,7 @@ class Policy:
     sinks: how many first tokens are always kept; None = the scorer's own.
     page_align: round each layer's budget up so that a whole number of pages of this many tokens is dropped.
     graph: the propagation on top of the scores, or None for the base method alone.
+    options: settings of the scorer or the budget allocation by name, as a mapping; kept as sorted pairs.
     Raises InvalidInputError naming the field, what was given and what is allowed.
     """
 
@@ -114,6 +115,7 @@ class Policy:
     granularity: str = "head"
     page_align: int | None = None
     graph: Graph | None = field(default_factory=Graph)
+    options: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         _set(self, "budget", _budget(self.budget))
@@ -121,7 +123,7 @@ class Policy:
         for name, table in named:
             _named(name, getattr(self, name), table)
         if self.window is not None:
-            least = 1 if SCORERS[self.scorer].reads_attention else 0
+            least = SCORERS[self.scorer].least_window
             _set(self, "window", _whole("window", self.window, least, None, f"an integer >= {least}, or None"))
         if self.sinks is not None:
             _set(self, "sinks", _whole("sinks", self.sinks, 0, None, "an integer >= 0, or None"))
@@ -133,6 +135,7 @@ class Policy:
                 raise invalid("pool_width", self.pool_width, "an odd integer >= 1, or None")
         if self.graph is not None and not isinstance(self.graph, Graph):
             raise invalid("graph", self.graph, "a Graph, or None for the base method alone")
+        _set(self, "options", _options(self.options, (self.scorer, self.budget_allocation)))
 
     @classmethod
     def paper(cls, budget: int | float, *, rounds: int = 1, **fields: Any) -> "Policy":
@@ -154,6 +157,10 @@ class Policy:
     def pyramidkv(cls, budget: int | float, **fields: Any) -> "Policy":
         """PyramidKV alone (arXiv:2406.02069): SnapKV's scores, a budget that falls from layer to layer, no graph."""
         return cls(budget, budget_allocation="pyramid", graph=None, **fields)
+
+    def option(self, name: str) -> float:
+        """An option's value: the given one, or the catalogue's."""
+        return dict(self.options).get(name, OPTIONS[name].default)
 
     def tokens(self, num_tokens: int) -> int:
         """B for a prompt of `num_tokens`: the budget itself, or its share of the prompt (at least one token)."""
@@ -192,8 +199,9 @@ class Policy:
     def _changed(self) -> dict[str, Any]:
         """The fields that differ from their defaults; the budget, which has none, always; the graph by its own fields."""
         terms = SCORERS[self.scorer]
-        usual = _defaults(Policy) | {"pool_width": terms.pool_width, "sinks": terms.sinks}
-        given = self.to_dict() | {"pool_width": self.effective_pool_width, "sinks": self.effective_sinks}
+        usual = _defaults(Policy) | {"options": {}, "pool_width": terms.pool_width, "sinks": terms.sinks}
+        options = {name: value for name, value in dict(self.options).items() if value != OPTIONS[name].default}
+        given = self.to_dict() | {"options": options, "pool_width": self.effective_pool_width, "sinks": self.effective_sinks}
         if terms.pool_width is None:
             given["pool_width"] = None
         graph = given.pop("graph")
@@ -205,7 +213,7 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values; `Policy.from_dict` gives the same policy back."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"options": dict(self.options)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Policy":
@@ -233,6 +241,20 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 def _set(target: object, name: str, value: object) -> None:
     object.__setattr__(target, name, value)  # frozen: only construction writes
+
+
+def _options(given: object, users: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """Sorted pairs; each an option of one of `users`, a scorer and a budget allocation."""
+    if not isinstance(given, Mapping | tuple):
+        raise invalid("options", given, "a mapping of names to numbers")
+    known = {name: terms for name, terms in OPTIONS.items() if terms.of in users}
+    options = []
+    for name, value in sorted((given if isinstance(given, Mapping) else dict(given)).items()):
+        if name not in known:
+            raise unknown_name("options", name, known or ("nothing: this policy has no options",))
+        terms = known[name]
+        options.append((name, _real(f"options.{name}", value, terms.least, terms.most, terms.allowed)))
+    return tuple(options)
 
 
 def _budget(given: object) -> int | float:

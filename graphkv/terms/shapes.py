@@ -9,9 +9,10 @@ from typing import Any
 
 from graphkv.terms.errors import Reason, invalid
 
-__all__ = ["IMPORTANCE_ROLES", "Shapes"]
+__all__ = ["EXTRA_ROLES", "IMPORTANCE_ROLES", "Shapes"]
 
 IMPORTANCE_ROLES = ("queries", "attention", "scores")
+EXTRA_ROLES = ("value_norms", "query_mean", "query_covariance")
 _AXES = {
     "keys": "[Hkv, n, d]",
     "queries": "[Hq, w, d]",
@@ -19,6 +20,9 @@ _AXES = {
     "scores": "[Hkv, n]",
     "similarity_keys": "[Hkv, n, any]",
     "positions": "[n] or [Hkv, n]",
+    "value_norms": "[Hkv, n]",
+    "query_mean": "[Hq, d]",
+    "query_covariance": "[Hq, d, d]",
 }
 
 
@@ -61,6 +65,10 @@ class Shapes:
         heads, window = 0, 0
         if source in ("queries", "attention"):
             heads, window = _ranked(source, dims[source], (3,))[:2]
+        elif "query_mean" in dims:
+            heads = _ranked("query_mean", dims["query_mean"], (2,))[0]
+        elif "query_covariance" in dims:
+            heads = _ranked("query_covariance", dims["query_covariance"], (3,))[0]
         shapes = cls(layers, keys[0], keys[1] if tokens is None else tokens, keys[2], heads, window)
         for role, given in dims.items():
             shapes.check(role, given)
@@ -76,7 +84,9 @@ class Shapes:
         else:
             ok = dims == self.dims(role)
         if role in ("queries", "attention"):
-            ok = ok and self.query_heads > 0 and self.window > 0
+            ok = ok and self.window > 0
+        if role in ("queries", "attention", "query_mean", "query_covariance"):
+            ok = ok and self.query_heads > 0
         if not ok:
             wanted = f"{_AXES[role]} with {self.describe()}"
             raise invalid(role, list(dims), wanted, reason=Reason.BAD_SHAPE)
@@ -88,6 +98,9 @@ class Shapes:
             "queries": (self.query_heads, self.window, self.head_dim),
             "attention": (self.query_heads, self.window, self.tokens),
             "scores": (self.kv_heads, self.tokens),
+            "value_norms": (self.kv_heads, self.tokens),
+            "query_mean": (self.query_heads, self.head_dim),
+            "query_covariance": (self.query_heads, self.head_dim, self.head_dim),
         }[role]
 
     def describe(self) -> str:

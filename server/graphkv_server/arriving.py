@@ -6,6 +6,7 @@ old content is never read. Knows no message order, no checksum and no waiting (t
 """
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from graphkv.candidates import Candidates
 from graphkv.layer import Layer
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import InvalidInputError, Reason, unknown_name
+from graphkv.terms.needs import query_rows
 from graphkv.terms.rope import Rope
-from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
+from graphkv.terms.shapes import EXTRA_ROLES, IMPORTANCE_ROLES, Shapes
 from graphkv_server.admission import Lease
 from graphkv_server.buffers import Bytes
 
@@ -35,6 +37,9 @@ _DTYPES: Mapping[str, tuple[str, ...]] = {
     "queries": _FLOATS,
     "attention": _FLOATS,
     "scores": ("f32",),
+    "value_norms": ("f32",),
+    "query_mean": ("f32",),
+    "query_covariance": ("f32",),
     "candidate_ids": ("i32",),
     "row_facts": ("f64",),
 }
@@ -48,12 +53,12 @@ _TORCH: Mapping[str, torch.dtype] = {
     "i32": torch.int32,
     "i64": torch.int64,
 }
-_RANGED = ("keys", "similarity_keys", "positions", "attention", "scores")
+_RANGED = ("keys", "similarity_keys", "positions", "attention", "scores", "value_norms")
 """Roles whose tokens may come in ranges, in the whole form."""
 _LAYOUT_ROLES = ("keys", "similarity_keys", "queries")
 """Roles that may come tokens first."""
 _NARROWED_ROLES = ("candidate_ids", "row_facts", "scores", "keys", "similarity_keys", "positions")
-_WHOLE_ROLES = ("keys", "similarity_keys", "positions", "queries", "attention", "scores")
+_WHOLE_ROLES = ("keys", "similarity_keys", "positions", *IMPORTANCE_ROLES, *EXTRA_ROLES)
 
 
 def misplaced(
@@ -237,7 +242,7 @@ class ArrivingLayer:
             axis = 0 if role == "positions" and len(given) == 1 else 2 if role == "attention" else 1
             if role in _RANGED and len(given) > axis and given[axis] == count:
                 given = (*given[:axis], self._shapes.tokens, *given[axis + 1 :])
-            self._shapes.check(role, given)
+            self._sizes(role, given).check(role, given)
             return given
         heads, width = self._shapes.kv_heads, self.plan.candidate_width
         wanted: dict[str, tuple[int, ...]] = {
@@ -249,6 +254,13 @@ class ArrivingLayer:
         if given != expected:
             self._refuse("descriptor.dims", role, list(given), str(list(expected)), Reason.BAD_SHAPE)
         return given
+
+    def _sizes(self, role: str, given: tuple[int, ...]) -> Shapes:
+        """The prompt's sizes; where the scorer takes any number of last queries, as many as came."""
+        if role not in ("queries", "attention") or query_rows(self.plan.policy, self._shapes.tokens) is not None:
+            return self._shapes
+        rows = given[1] if len(given) == 3 else 0
+        return dataclasses.replace(self._shapes, window=rows if rows <= self._shapes.tokens else 0)
 
     def _allocate(self, role: str, dtype: str, dims: Sequence[int], item: int) -> Tensor:
         size = math.prod(dims) * item
@@ -278,6 +290,10 @@ class ArrivingLayer:
             return "scores"
         if source is None and terms.reads_attention:
             return "queries"
+        if source is None:
+            lacking = next((role for role in terms.needs if role not in given), None)
+            if lacking is not None:
+                return lacking
         scorer_reads_keys = source == "queries" or (source is None and terms.reads_keys)
         graph_reads_keys = self.plan.needs_keys and "similarity_keys" not in given
         return "keys" if "keys" not in given and (scorer_reads_keys or graph_reads_keys) else None

@@ -17,6 +17,7 @@ from graphkv.budgets import LayerPlan, plan_layers
 from graphkv.candidates import Candidates
 from graphkv.layer import Layer
 from graphkv.terms.errors import InvalidInputError, Reason, UnavailableError, invalid
+from graphkv.terms.needs import query_rows
 from graphkv.terms.shapes import Shapes
 from graphkv_server.admission import Lease, Reservation
 from graphkv_server.arriving import ArrivingLayer, Piece, empty_layer, misplaced
@@ -123,7 +124,8 @@ class Assembler:
             header.policy, num_tokens=tokens, num_layers=header.layers, pinned=pinned, caller_scores=header.caller_scores
         )
         heads = header.query_heads
-        return Shapes(header.layers, header.kv_heads, tokens, header.head_dim, heads, plans[0].window if heads else 0), plans
+        rows = query_rows(header.policy, tokens) or 0 if heads else 0
+        return Shapes(header.layers, header.kv_heads, tokens, header.head_dim, heads, rows), plans
 
     def _room_for(self, place: int, shapes: Shapes, plans: tuple[LayerPlan, ...]) -> int:
         """Bytes to lease for a layer: its tensors, or what choosing and answering takes where that is more.

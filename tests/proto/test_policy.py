@@ -114,7 +114,7 @@ def test_a_forgotten_number_is_not_zero(field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "known"),
     [
-        ("scorer", "given, knorm, snapkv"),
+        ("scorer", "cake, expected_attention, given, h2o, keydiff, knorm, snapkv, tova"),
         ("budget_allocation", "pyramid, uniform"),
         ("pooling", "avg, max"),
         ("granularity", "head"),
@@ -135,10 +135,10 @@ def test_an_enum_that_is_nothing_names_what_is_known(field: str, known: str, num
     assert known in str(caught.value)
 
 
-def test_a_scorer_of_the_contract_that_is_not_here_is_named() -> None:
+def test_a_budget_of_the_contract_that_is_not_here_is_named() -> None:
     message = sent(Policy(5))
-    message.scorer = pb.SCORER_CAKE
-    with pytest.raises(InvalidInputError, match=r"policy\.scorer is 'cake'"):
+    message.budget_allocation = pb.BUDGET_ALLOCATION_CAKE
+    with pytest.raises(InvalidInputError, match=r"policy\.budget_allocation is 'cake'"):
         messages.read_policy(message)
 
 

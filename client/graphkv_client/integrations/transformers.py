@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import Reason, invalid
+from graphkv.terms.needs import query_rows
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.selection import LayerSelection, Selection, Summary
@@ -57,6 +58,9 @@ class PrefillStream:
     def __init__(self, client: Streams, policy: Policy, model: PreTrainedModel, *, rope: Rope | None = None) -> None:
         if policy.scorer == "given":
             raise invalid("scorer", policy.scorer, "one that scores keys and queries: a prefill brings no scores of its own")
+        if SCORERS[policy.scorer].needs:
+            allowed = "one that scores keys and queries: a prefill does not tell what queries to expect"
+            raise invalid("scorer", policy.scorer, allowed)
         if policy.budget_allocation != "uniform":
             raise invalid("budget_allocation", policy.budget_allocation, "uniform: one mask serves all layers")
         self.policy = policy
@@ -80,8 +84,8 @@ class PrefillStream:
 
     def put(self, seen: PrefilledLayer) -> None:
         """Sends one layer on its way; returns before it is there."""
-        width = min(self.policy.observation_window(), self._num_tokens)
-        queries = {"queries": seen.window(width)} if SCORERS[self.policy.scorer].reads_attention else {}
+        rows = query_rows(self.policy, self._num_tokens) or 1  # of any number, the last one is read
+        queries = {"queries": seen.window(rows)} if SCORERS[self.policy.scorer].reads_attention else {}
         self._stream.put(self._layers.index(seen.layer), keys=seen.keys, **queries)
 
     def collect(self) -> tuple[Selection, dict[int, Any]]:

@@ -1,12 +1,12 @@
 """Policy, Graph and Rope as messages and back, without loss: what is read has the fingerprint of what was written.
 
 A policy travels with every field stated, so that it means the same to two versions with different defaults. What the
-contract has and this version's Policy has not (pages, combine, options) is refused, never ignored.
+contract has and this version's Policy has not (pages, combine) is refused, never ignored.
 """
 
 from typing import Any
 
-from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
+from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, OPTIONS, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
 from graphkv.terms.errors import InvalidInputError, Reason, invalid
 from graphkv.terms.policy import Graph, Policy
 from graphkv.terms.rope import Rope
@@ -35,6 +35,7 @@ def write_policy(policy: Policy) -> pb.Policy:
         granularity=names.GRANULARITY.label(policy.granularity, "policy.granularity"),
         page_align=_int64("policy.page_align", policy.page_align),
         combine=pb.COMBINE_MEAN,
+        options=dict(policy.options),
         graph=None if policy.graph is None else _write_graph(policy.graph),
     )
 
@@ -47,8 +48,9 @@ def read_policy(message: pb.Policy) -> Policy:
     names.COMBINE.read(message.combine, "policy.combine", ("mean",))
     if message.HasField("page_size"):
         names.refuse("policy.page_size", message.page_size, "left out: this version keeps tokens one by one")
-    if message.options:
-        names.refuse("policy.options", names.shown(min(message.options)), "left out: this version has no options")
+    for name in sorted(message.options):
+        if name not in OPTIONS:
+            names.refuse("policy.options", names.shown(name), f"one of {', '.join(sorted(OPTIONS))}")
     fields: dict[str, Any] = {
         "budget": getattr(message, budget),
         "scorer": names.SCORER.read(message.scorer, "policy.scorer", SCORERS),
@@ -60,7 +62,7 @@ def read_policy(message: pb.Policy) -> Policy:
         fields[name] = getattr(message, name) if message.HasField(name) else None
     try:
         graph = _read_graph(message.graph) if message.HasField("graph") else None
-        return Policy(**fields, graph=graph)
+        return Policy(**fields, graph=graph, options=dict(message.options))
     except InvalidInputError as error:
         raise names.nested("policy", error) from None
 
