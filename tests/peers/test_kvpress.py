@@ -1,0 +1,186 @@
+"""The same inputs, the same kept tokens as NVIDIA kvpress: random cases, and what SmolLM2 computes for real text; float32.
+
+A line of PEERS is a method. Where our definition differs on purpose, the line says how, and `aligned` changes exactly that in
+the peer: with the change every set is equal, without it some are not. kvpress has no CAKE, nor anything like the graph.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import kvpress
+import pytest
+import torch
+from graphkv_testing import smollm2
+from graphkv_testing.peers import Drawn, Prefill, Seen, draw, prefill, removed
+
+from graphkv import Policy, select
+from graphkv.terms.catalogue import BUDGETS, SCORERS
+
+# float32 scores of two implementations differ in their last digits; where two tokens lie closer than this, relative to the
+# score at the cut, the peer's choice between them is not a choice
+ROUNDING = 2e-5
+
+
+class Summed(kvpress.ObservedAttentionPress):
+    """H2O sums what a token received; the peer divides by how many queries could see it."""
+
+    def score(self, *given: Any) -> torch.Tensor:
+        means = super().score(*given)
+        return means * torch.arange(means.shape[-1], 0, -1)
+
+
+class WindowOnTop(kvpress.PyramidKVPress):
+    """The authors' code adds the window to a layer's number; the peer counts it inside, and rounds where they floor."""
+
+    def get_layer_budget(self, module: Any, q_len: int) -> int:
+        return super().get_layer_budget(module, q_len) + self.window_size
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """policy: ours, of a case. press: theirs, from the ratio to remove and the case. given: what select() needs beside keys."""
+
+    policy: Callable[[Drawn], Policy]
+    press: Callable[[float, Drawn], Any]
+    given: Callable[[list[Seen], Policy], dict[str, Any]] = lambda _seen, _policy: {}
+    attention: str = "sdpa"
+    aligned: Callable[[float, Drawn], Any] | None = None
+    together: bool = False  # heads compete with each other
+
+
+def window_queries(seen: list[Seen], policy: Policy) -> dict[str, Any]:
+    """The last w queries."""
+    return {"queries": [layer.queries[:, -policy.observation_window() :] for layer in seen]}
+
+
+def all_queries(seen: list[Seen], _policy: Policy) -> dict[str, Any]:
+    return {"queries": [layer.queries for layer in seen]}
+
+
+def base(scorer: str, *fields: str, **others: Any) -> Callable[[Drawn], Policy]:
+    """The base method under that scorer, with those fields of the case."""
+    return lambda case: Policy(
+        case.budget, scorer=scorer, graph=None, **{name: getattr(case, name) for name in fields}, **others
+    )
+
+
+def snapkv(ratio: float, case: Drawn) -> Any:
+    return kvpress.SnapKVPress(ratio, window_size=case.window, kernel_size=case.pool_width)
+
+
+PEERS: dict[str, Peer] = {
+    "snapkv": Peer(base("snapkv", "window", "pool_width"), snapkv, window_queries),
+    "knorm": Peer(base("knorm"), lambda ratio, _case: kvpress.KnormPress(ratio)),
+    "tova": Peer(base("tova"), lambda ratio, _case: kvpress.TOVAPress(ratio), window_queries),
+    "keydiff": Peer(base("keydiff"), lambda ratio, _case: kvpress.KeyDiffPress(ratio)),
+    "h2o": Peer(base("h2o"), lambda ratio, _case: kvpress.ObservedAttentionPress(ratio), all_queries, "eager",
+                aligned=lambda ratio, _case: Summed(ratio)),
+    "adaptive_heads": Peer(base("snapkv", "window", "pool_width", budget_allocation="adaptive_heads"),
+                           lambda ratio, case: kvpress.AdaKVPress(snapkv(ratio, case)), window_queries, together=True),
+}  # fmt: skip
+PRESENT = [name for name in PEERS if name in SCORERS or name in BUDGETS]
+
+
+def ours(peer: Peer, case: Drawn, seen: list[Seen]) -> list[list[set[int]]]:
+    policy = peer.policy(case)
+    selection = select([layer.keys for layer in seen], policy=policy, **peer.given(seen, policy))
+    return [[set(torch.as_tensor(row).tolist()) for row in layer.indices] for layer in selection]
+
+
+def unequal_layers(peer: Peer, case: Drawn, theirs: Prefill) -> int:
+    """How many layers differ; a difference must lie within rounding at the peer's own cut, or it is a difference of method."""
+    unequal = 0
+    for mine, kept, scores in zip(ours(peer, case, theirs.seen), theirs.kept, theirs.scores, strict=True):
+        assert sum(map(len, mine)) == sum(map(len, kept))
+        groups = [range(len(kept))] if peer.together else [range(head, head + 1) for head in range(len(kept))]
+        for group in groups:
+            cut = min(float(scores[head, token]) for head in group for token in kept[head])
+            for head in group:
+                for token in mine[head] ^ kept[head]:
+                    assert abs(float(scores[head, token]) - cut) <= ROUNDING * abs(cut), (case.id, head, token)
+        unequal += mine != kept
+    return unequal
+
+
+def run(peer: Peer, case: Drawn, press: Callable[[float, Drawn], Any], model: Any, inputs: dict[str, torch.Tensor]) -> Prefill:
+    model.set_attn_implementation(peer.attention)
+    return prefill(model, press(removed(case.tokens, case.budget), case), inputs)
+
+
+CASES = [draw(seed) for seed in range(60)]
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_the_same_tokens_on_random_inputs(name: str) -> None:
+    peer = PEERS[name]
+    unequal = sum(
+        unequal_layers(peer, case, run(peer, case, peer.aligned or peer.press, case.model(), case.inputs())) for case in CASES
+    )
+    layers = sum(case.layers for case in CASES)
+    assert unequal <= layers // 50, f"{unequal} of {layers} layers decided by rounding: too many to be rounding"
+
+
+@pytest.mark.parametrize("name", [name for name in PRESENT if PEERS[name].aligned])
+def test_the_stated_difference_is_one(name: str) -> None:
+    peer = PEERS[name]
+    differing = [case.id for case in CASES[:20] if (theirs := run(peer, case, peer.press, case.model(), case.inputs())).kept
+                 != ours(peer, case, theirs.seen)]  # fmt: skip
+    assert differing, "the peer as it is agrees: nothing to state"
+
+
+REAL = [
+    Drawn(seed=0, tokens=601, layers=30, kv_heads=3, group=3, head_dim=64, budget=128, window=32, pool_width=7),
+    Drawn(seed=1, tokens=601, layers=30, kv_heads=3, group=3, head_dim=64, budget=300, window=16, pool_width=5),
+]
+
+
+@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("case", REAL, ids=lambda case: f"B{case.budget}")
+@smollm2.needs_model
+def test_the_same_tokens_in_every_layer_of_smollm2(name: str, case: Drawn) -> None:
+    peer = PEERS[name]
+    inputs = {"input_ids": smollm2.prompt_ids(case.tokens, first_topic=case.seed)}
+    theirs = run(peer, case, peer.aligned or peer.press, smollm2.model().model, inputs)
+    assert len(theirs.kept) == 30
+    assert unequal_layers(peer, case, theirs) <= 3
+
+
+# --- PyramidKV: budgets that fall from layer to layer ---------------------------------------------------------------------
+
+
+def pyramid(case: Drawn, contended: int, press: type[kvpress.PyramidKVPress]) -> Any:
+    """The peer's press whose every layer shares `contended` tokens on average, as ours does beside the window."""
+    return press(1.0 - contended / case.tokens, window_size=case.window, kernel_size=case.pool_width)
+
+
+def falling(case: Drawn, contended: int) -> Peer:
+    policy = Policy.pyramidkv(contended + case.window, window=case.window, pool_width=case.pool_width)
+    return Peer(lambda _case: policy, lambda _ratio, _case: pyramid(case, contended, WindowOnTop), window_queries)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_pyramid_budgets_and_tokens_where_no_rounding_comes_in(seed: int) -> None:
+    """P a multiple of 20 and of the layers' steps: then the window on top is the only difference."""
+    layers, contended = (3, 40) if seed % 2 else (5, 80)
+    tokens = 2 * contended + 9 + 13 * (seed % 7) if seed % 3 else 2 * contended + 1
+    window = 1 if layers == 3 else 1 + seed // 2 % 3  # from P / 20 on, the peer gives every layer the same
+    case = Drawn(seed, tokens, layers, 1 + seed % 2, 1 + seed % 3, 16, contended + window, window, 3 + 2 * (seed % 3))
+    peer = falling(case, contended)
+    theirs = run(peer, case, peer.press, case.model(), case.inputs())
+    assert unequal_layers(peer, case, theirs) <= 1
+    as_it_is = run(
+        peer, case, lambda _ratio, _case: pyramid(case, contended, kvpress.PyramidKVPress), case.model(), case.inputs()
+    )
+    for mine, kept in zip(theirs.kept, as_it_is.kept, strict=True):
+        assert [len(row) for row in mine] == [len(row) + case.window for row in kept]
+        assert all(few <= many for few, many in zip(kept, mine, strict=True))
+
+
+@smollm2.needs_model
+def test_pyramid_on_every_layer_of_smollm2() -> None:
+    case = Drawn(seed=0, tokens=1201, layers=30, kv_heads=3, group=3, head_dim=64, budget=588, window=8, pool_width=7)
+    peer = falling(case, 580)
+    theirs = run(peer, case, peer.press, smollm2.model().model, {"input_ids": smollm2.prompt_ids(case.tokens)})
+    assert len(theirs.kept[0][0]) > len(theirs.kept[-1][0])
+    assert unequal_layers(peer, case, theirs) <= 1
