@@ -5,7 +5,7 @@ Arrays are whatever kind the caller gave (numpy or torch); nothing here computes
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from graphkv.terms.errors import Reason, invalid
 from graphkv.terms.policy import Policy
@@ -48,6 +48,24 @@ class LayerSelection:
     def dropped(self) -> list[list[tuple[int, int]]]:
         """The tokens not kept, as ascending ranges (start, stop), one list a KV head."""
         return [list(_gaps(row.tolist(), self.num_tokens)) for row in self.indices]
+
+    def moves(self, to: Literal["front", "tail"] = "front") -> list[list[tuple[int, int]]]:
+        """What closes the gaps in place: (source, destination) slots, one list a KV head; tokens that stay are left out.
+
+        "front": the kept tokens end up in slots 0, 1, ..., destination <= source, ascending. "tail": in the last slots,
+        destination >= source, descending. Applied in their order no move overwrites a token that is still to be moved.
+        What is left is as long as the head's row of `indices`; positions stay those of the prompt.
+        Raises InvalidInputError for another `to`.
+        """
+        if to not in ("front", "tail"):
+            raise invalid("to", to, '"front" or "tail"')
+        found = []
+        for row in self.indices:
+            kept = row.tolist()
+            first = 0 if to == "front" else self.num_tokens - len(kept)
+            pairs = [(source, first + place) for place, source in enumerate(kept) if source != first + place]
+            found.append(pairs if to == "front" else pairs[::-1])
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from graphkv.terms.always_kept import always_kept, count
 from graphkv.terms.errors import GraphKVError, InvalidInputError, Reason
 from graphkv.terms.policy import Graph, Policy
 from graphkv.terms.rope import Rope
+from graphkv.terms.selection import LayerSelection
 
 
 @pytest.mark.parametrize(("fields", "argument"), [
@@ -182,3 +184,35 @@ def test_a_bad_rope_is_refused(arguments: tuple[tuple[float, ...], int]) -> None
 def test_the_terms_need_the_standard_library_alone() -> None:
     program = "import sys, graphkv; assert not {'torch', 'numpy', 'grpc', 'google'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
+
+
+class Row(list[int]):
+    """Stands for an array: `tolist` is all that selections ask of one."""
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
+@given(
+    st.integers(1, 40).flatmap(
+        lambda n: st.tuples(st.just(n), st.lists(st.sets(st.integers(0, n - 1)), min_size=1, max_size=3))
+    ),
+    st.sampled_from(["front", "tail"]),
+)
+def test_moves_close_the_gaps_in_place(prompt: tuple[int, list[set[int]]], to: Literal["front", "tail"]) -> None:
+    tokens, heads = prompt
+    answer = LayerSelection(0, [Row(sorted(kept)) for kept in heads], tokens, 1.0, 0, "scores", "")
+    for kept, moves, dropped in zip(heads, answer.moves(to), answer.dropped(), strict=True):
+        cache = list(range(tokens))
+        for source, destination in moves:
+            assert source != destination
+            assert (destination <= source) == (to == "front")
+            cache[destination] = cache[source]
+        left = cache[: len(kept)] if to == "front" else cache[tokens - len(kept) :]
+        assert left == sorted(kept)
+        assert {token for start, stop in dropped for token in range(start, stop)} == set(range(tokens)) - kept
+
+
+def test_moves_go_to_one_of_two_ends() -> None:
+    with pytest.raises(InvalidInputError, match="front"):
+        LayerSelection(0, [], 1, 1.0, 0, "scores", "").moves("middle")  # type: ignore[arg-type]
