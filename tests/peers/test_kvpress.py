@@ -14,7 +14,8 @@ import torch
 from graphkv_testing import smollm2
 from graphkv_testing.peers import Drawn, Prefill, Seen, draw, prefill, removed
 
-from graphkv import Policy, select
+from graphkv import Policy, Rope, select
+from graphkv.rope import average_rope
 from graphkv.terms.catalogue import BUDGETS, SCORERS
 
 # float32 scores of two implementations differ in their last digits; where two tokens lie closer than this, relative to the
@@ -28,6 +29,24 @@ class Summed(kvpress.ObservedAttentionPress):
     def score(self, *given: Any) -> torch.Tensor:
         means = super().score(*given)
         return means * torch.arange(means.shape[-1], 0, -1)
+
+
+class SoftmaxOverAll(kvpress.ExpectedAttentionPress):
+    """Ours shares the expected attention among all tokens, the peer among those after the sinks; both keep the sinks."""
+
+    def score(self, module: Any, *given: Any) -> torch.Tensor:
+        sinks, self.n_sink = self.n_sink, 0
+        self.statistics_after = sinks
+        scores = super().score(module, *given)
+        self.n_sink = sinks
+        scores[..., :sinks] = scores.max() + 1
+        return scores
+
+    def get_query_statistics(self, module: Any, hidden_states: torch.Tensor) -> Any:
+        self.n_sink = self.statistics_after
+        statistics = super().get_query_statistics(module, hidden_states)
+        self.n_sink = 0
+        return statistics
 
 
 class WindowOnTop(kvpress.PyramidKVPress):
@@ -58,6 +77,21 @@ def all_queries(seen: list[Seen], _policy: Policy) -> dict[str, Any]:
     return {"queries": [layer.queries for layer in seen]}
 
 
+def future_queries(seen: list[Seen], _policy: Policy) -> dict[str, Any]:
+    """What the prompt's own queries after the first four say of the next 512, rotated by our helper."""
+    rope = Rope.from_config(seen[0].module.config)
+    means, covariances = [], []
+    for layer in seen:
+        own = layer.plain_queries[:, 4:]
+        spread = own - own.mean(dim=1, keepdim=True)
+        mean, covariance = average_rope(
+            own.mean(dim=1), spread.transpose(1, 2) @ spread / own.shape[1], rope, start=layer.keys.shape[1], count=512
+        )
+        means.append(mean)
+        covariances.append(covariance)
+    return {"query_mean": means, "query_covariance": covariances, "values": [layer.values for layer in seen]}
+
+
 def base(scorer: str, *fields: str, **others: Any) -> Callable[[Drawn], Policy]:
     """The base method under that scorer, with those fields of the case."""
     return lambda case: Policy(
@@ -76,9 +110,12 @@ PEERS: dict[str, Peer] = {
     "keydiff": Peer(base("keydiff"), lambda ratio, _case: kvpress.KeyDiffPress(ratio)),
     "h2o": Peer(base("h2o"), lambda ratio, _case: kvpress.ObservedAttentionPress(ratio), all_queries, "eager",
                 aligned=lambda ratio, _case: Summed(ratio)),
+    "expected_attention": Peer(base("expected_attention"), lambda ratio, _case: kvpress.ExpectedAttentionPress(ratio),
+                               future_queries, aligned=lambda ratio, _case: SoftmaxOverAll(ratio)),
     "adaptive_heads": Peer(base("snapkv", "window", "pool_width", budget_allocation="adaptive_heads"),
                            lambda ratio, case: kvpress.AdaKVPress(snapkv(ratio, case)), window_queries, together=True),
 }  # fmt: skip
+assert set(SCORERS) - {"given", "cake"} <= set(PEERS), "a scorer without a line here"
 PRESENT = [name for name in PEERS if name in SCORERS or name in BUDGETS]
 
 

@@ -53,26 +53,26 @@ class Drawn:
 
 
 def draw(seed: int) -> Drawn:
-    """The same case for the same seed; odd sizes, budgets from the window's to almost everything."""
+    """The same case for the same seed; odd sizes, budgets from just above the window's to almost everything."""
     rng = np.random.default_rng([seed, 97])
 
     def pick(*options: int) -> int:
         return int(rng.choice(options))
 
     tokens, window = pick(23, 40, 61, 97, 128, 203), pick(1, 3, 8, 16)
-    budget = int(rng.integers(window + 1, tokens))
+    budget = int(rng.integers(max(window, 4) + 1, tokens))  # room beside the window and four sinks
     return Drawn(seed, tokens, pick(1, 2, 3), pick(1, 2, 3), pick(1, 2, 4), pick(8, 16, 24), budget, window, pick(1, 3, 5, 7))
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One layer before the cut: keys, values [Hkv, n, d], queries [Hq, n, d], post-RoPE; the rest as the press is given it."""
+    """One layer before the cut: keys, values [Hkv, n, d], queries [Hq, n, d], post-RoPE and before; the attention module."""
 
     keys: torch.Tensor
     values: torch.Tensor
     queries: torch.Tensor
+    plain_queries: torch.Tensor
     module: Any
-    hidden_states: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -111,8 +111,8 @@ def _watched(model: Any, press: Any, done: Prefill) -> Iterator[None]:
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         hidden = kwargs["hidden_states"]
         queries = module.q_proj(hidden).view(1, hidden.shape[1], -1, module.head_dim).transpose(1, 2)
-        queries, _ = apply_rotary_pos_emb(queries, queries, *kwargs["position_embeddings"])
-        done.seen.append(Seen(layer.keys[0].clone(), layer.values[0].clone(), queries[0], module, hidden))
+        rotated, _ = apply_rotary_pos_emb(queries, queries, *kwargs["position_embeddings"])
+        done.seen.append(Seen(layer.keys[0].clone(), layer.values[0].clone(), rotated[0], queries[0], module))
 
     scorer = getattr(press, "press", press)
     score: Callable[..., torch.Tensor] = scorer.score
