@@ -1,11 +1,11 @@
 """What the model reads and what it is asked: token ids of the prompt, of the text that follows, of the questions."""
 
-import pydoc_data.topics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from graphkv_client.integrations.smollm2 import chat_frame, reference_text
 
 from main_job.errors import DemoError
 
@@ -13,8 +13,6 @@ HELD_OUT = 256  # tokens of the text that the model does not see: the known cont
 PROMPT_TOKENS = 3072  # of the built-in text
 LEAST_TOKENS = 256
 ROOM = 256  # for a question and its answer
-INTRODUCTION = "Here is a part of Python's language reference.\n\n"
-TOPICS = ("with", "assert", "pass", "del", "raise", "yield", "global", "break", "numbers", "integers", "execmodel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,7 @@ class Reader:
     def __init__(self, tokenizer: Any, window: int) -> None:
         self._tokenizer = tokenizer
         self._window = window
-        mark = "\x00"
-        messages = [{"role": "user", "content": mark}]
-        chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        self._header, self._footer = chat.split(mark)
+        self._header, self._footer = chat_frame(tokenizer)
 
     def prompt(self, file: Path | None, question: Question | None) -> Prompt:
         """The built-in text or the file's, as the beginning of a user's message; with the question behind it, if any."""
@@ -100,8 +95,7 @@ class Reader:
 
     def _source(self, file: Path | None) -> tuple[str, int]:
         if file is None:
-            topics = pydoc_data.topics.topics
-            return INTRODUCTION + "\n\n\n".join(topics[name].strip() for name in TOPICS), PROMPT_TOKENS
+            return reference_text(), PROMPT_TOKENS
         try:
             return file.read_text(encoding="utf-8"), self._window * 1000
         except OSError as error:
