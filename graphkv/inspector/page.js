@@ -13,46 +13,40 @@ const shown = () => (state.view === "both" ? [0, 1] : [state.view]);
 const stepOf = (place) => Math.min(state.step, views[place].sources.length);
 const rowNumber = () => state.layer * data.heads + state.head;
 
+/* Lines of blocks, one block a pane, so that the panes stay level; a line ends where the text does, or where it gets long. */
 function buildPanes() {
-  panes = shown().map((place) => {
-    const spans = [];
-    const pane = make("div", { className: "pane" });
-    if (state.view === "both") pane.append(make("h2", {}, policies[place].name));
-    let block = make("div", { className: "block" });
-    data.tokens.forEach((text, token) => {
-      const span = make("span", { id: `t${place}-${token}` });
-      span.token = token;
-      span.setAttribute("role", "option");
-      if (text === "") span.append(make("i", { className: "mark" }, "·"));
-      text.split("\n").forEach((line, i) => {
-        if (i) span.append(make("i", { className: "mark" }, "↵"), "\n");
-        if (line) span.append(line);
-      });
-      spans.push(span);
-      block.append(span);
-      const long = block.childElementCount;
-      if ((long > 60 && text.includes("\n")) || long > 600) {
-        pane.append(block);
-        block = make("div", { className: "block" });
-      }
-    });
-    pane.append(block);
-    return { place, spans, pane, classes: new Array(n).fill("") };
+  panes = shown().map((place) => ({ place, spans: [], classes: new Array(n).fill("") }));
+  const lines = [];
+  if (state.view === "both") lines.push(make("div", { className: "line titles" }, ...panes.map(({ place }) => make("h2", {}, policies[place].name))));
+  let blocks = [];
+  data.tokens.forEach((text, token) => {
+    if (!blocks.length) {
+      blocks = panes.map(() => make("div", { className: "block" }));
+      lines.push(make("div", { className: "line" }, ...blocks));
+    }
+    panes.forEach((pane, i) => blocks[i].append((pane.spans[token] = spanOf(text, token, pane.place))));
+    const long = blocks[0].childElementCount;
+    if ((long > 60 && text.endsWith("\n")) || long > 600) blocks = [];
   });
-  $("panes").replaceChildren(...panes.map((each) => each.pane));
+  $("panes").replaceChildren(...lines);
+}
+
+function spanOf(text, token, place) {
+  const span = make("span", { id: `t${place}-${token}`, role: "option" });
+  span.token = token;
+  if (text === "") span.append(make("i", { className: "mark" }, "·"));
+  text.split("\n").forEach((line, i) => {
+    if (i) span.append(make("i", { className: "mark" }, "↵"), "\n");
+    if (line) span.append(line);
+  });
+  return span;
 }
 
 function paint() {
   for (const pane of panes) {
     const { place, spans, classes } = pane;
     const [view, policy, other] = [views[place], policies[place], views[1 - place]];
-    const near = new Map();
-    if (state.token >= 0 && view.step[state.token] >= 0) {
-      for (const each of view.neighborsOf(view.step[state.token])) near.set(each.token, each.similarity);
-    } else if (state.token >= 0) {
-      for (const each of loweredBy(view, state.token)) near.set(each.token, each.similarity);
-    }
-    const best = Math.max(...near.values(), 1e-6);
+    const near = new Map(pairsOf(view).map((each, i, all) => [each.token, 4 - Math.floor((4 * i) / all.length)]));
     const levels = view.levels[state.shade];
     const step = policy.sequential ? stepOf(place) : Infinity;
     for (let token = 0; token < n; token++) {
@@ -61,7 +55,7 @@ function paint() {
       else if (view.kept[token]) name += view.step[token] >= step && view.step[token] >= 0 ? " later" : " k";
       if (!policy.sequential && view.step[token] >= 0) name += " src";
       if (state.view === "both" && view.kept[token] && !other.kept[token]) name += " only";
-      if (near.has(token)) name += ` n${Math.max(1, Math.ceil((near.get(token) / best) * 8 - 4))}`;
+      if (near.has(token)) name += ` n${near.get(token)}`;
       if (token === state.token) name += " sel";
       if (classes[token] !== name) spans[token].className = classes[token] = name;
     }
@@ -69,7 +63,13 @@ function paint() {
   }
 }
 
-function loweredBy(view, token) {
+/* The selected token's pairs, most similar first: whom it changed, or, where it is no source, who changed it. */
+function pairsOf(view) {
+  if (state.token < 0) return [];
+  return view.step[state.token] >= 0 ? view.neighborsOf(view.step[state.token]) : changers(view, state.token);
+}
+
+function changers(view, token) {
   const found = [];
   view.sources.forEach((source, step) => {
     for (const each of view.neighborsOf(step)) if (each.token === token) found.push({ token: source, similarity: each.similarity });
@@ -90,13 +90,13 @@ function facts(pairs) {
 }
 
 function listOf(policy, view, found) {
-  return make("ul", { className: "list" }, ...found.map(({ token, similarity }) => {
-    const bar = make("span", { className: "bar" });
-    bar.style.setProperty("--w", `${similarity * 100}%`);
+  if (!found.length) return "";
+  const head = make("li", { className: "head" }, make("span", {}, "token"), make("span", {}, "similarity"), make("span", {}, "factor"));
+  return make("ul", { className: "list" }, head, ...found.map(({ token, similarity }) => {
     const factor = signalOf(policy, similarity);
     const words = make("span", { className: "words" }, ...around(token, 2, view.kept[token] ? "k" : ""));
-    const button = make("button", { type: "button", title: `token ${token}: similarity ${similarity.toFixed(3)}` },
-      words, bar, make("span", { className: "by" }, Number.isNaN(factor) ? "evicted" : `× ${factor.toFixed(3)}`));
+    const button = make("button", { type: "button", title: `token ${token}` },
+      words, make("span", { className: "by" }, similarity.toFixed(3)), make("span", { className: "by" }, Number.isNaN(factor) ? "evicted" : `× ${factor.toFixed(3)}`));
     button.addEventListener("click", () => select(token, "center"));
     return make("li", {}, button);
   }));
@@ -124,8 +124,8 @@ function describeToken(place) {
     const which = total > found.length ? `the ${found.length} most similar of ${count(total)}` : "all of them";
     parts.push(make("p", { className: "hint" }, total ? `Whom it ${verb(policy)}: ${which}` : `It ${verb(policy)} nobody: none left is similar enough`), listOf(policy, view, found));
   } else if (view.candidate[token]) {
-    const found = loweredBy(view, token).slice(0, 12);
-    parts.push(make("p", { className: "hint" }, found.length ? `${verb(policy)[0].toUpperCase()}${verb(policy).slice(1)} by, among the pairs listed here` : "By none of the pairs listed here"), listOf(policy, view, found));
+    const found = changers(view, token).slice(0, 12);
+    parts.push(make("p", { className: "hint" }, found.length ? `Who ${verb(policy)} it, of the pairs that this page lists` : `No pair that this page lists ${verb(policy)} it`), listOf(policy, view, found));
   }
   return parts;
 }
@@ -166,7 +166,7 @@ function drawSteps() {
   const [view, step] = [views[place], stepOf(place)];
   Object.assign($("step"), { max: String(view.sources.length), value: String(step) });
   const token = view.sources[step - 1];
-  $("step-out").textContent = step ? `${count(step)} of ${count(view.sources.length)}: “${visible(data.tokens[token]).trim() || "␣"}”, rank ${count(view.rank[token] + 1)}` : `0 of ${count(view.sources.length)}: only what is always kept`;
+  $("step-out").textContent = step ? `${count(step)} of ${count(view.sources.length)}: “${visible(data.tokens[token]).trim() || "␣"}”, rank ${count(view.rank[token] + 1)} by base score` : `0 of ${count(view.sources.length)}: only what is always kept`;
 }
 
 function drawLegend() {
@@ -251,7 +251,10 @@ function setView(view) {
 function select(token, block = "nearest") {
   state.token = token;
   refresh();
-  if (token >= 0 && panes.length) panes[0].spans[token].scrollIntoView({ block });
+  if (token < 0) return;
+  const show = () => panes[0].spans[token].scrollIntoView({ block });
+  show();
+  if (block === "center") requestAnimationFrame(() => requestAnimationFrame(show)); // lines on the way get their true heights only now
 }
 
 function setStep(step, scroll = true) {
@@ -304,7 +307,8 @@ function listen() {
     if (span) select(span.token === state.token ? -1 : span.token);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(SELECT|INPUT)$/.test(event.target.tagName)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+    if (event.target.tagName === "INPUT" && event.key.startsWith("Arrow")) return; // a slider's own
     const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!act) return;
     event.preventDefault();
