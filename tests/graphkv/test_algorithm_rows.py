@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphkv import Graph, InvalidInputError, Policy, select
+from graphkv import Graph, InvalidInputError, Policy, Rope, select
 from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, SCORERS, SIGNALS, SIMILARITIES, UPDATES
 
 PAPER = {"neighbors": "auto", "threshold": 0.0, "candidates": None}
@@ -242,6 +242,31 @@ def test_sequential_zero_scores_come_last_by_index() -> None:
 def test_sequential_always_kept_tokens_are_no_sources() -> None:
     scores, keys = [0.0, 3.0, 2.0, 1.0], [axis(0), axis(0), axis(1), axis(2)]
     assert kept(scores, keys, 2, graph={"update": "sequential", "candidates": None, "strength": 1.0}, sinks=1) == [0, 1]
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+def test_similarity_pre_rope_is_between_keys_before_rotation(interleaved: bool) -> None:
+    """Tokens 0 and 1 have one key, rotated to where they stand; four dimensions of eight are rotated."""
+    rope = Rope((1.0, 0.1), 4, interleaved)
+    plain, positions = torch.tensor([axis(0), axis(0), axis(5)]), torch.tensor([3, 1000, 1001])
+    first, second = ([0, 2], [1, 3]) if interleaved else ([0, 1], [2, 3])
+    angles = positions[:, None] * torch.tensor(rope.inv_freq, dtype=torch.float64)
+    keys = plain.double()
+    keys[:, first], keys[:, second] = (
+        keys[:, first] * angles.cos() - keys[:, second] * angles.sin(),
+        keys[:, second] * angles.cos() + keys[:, first] * angles.sin(),
+    )
+    scores = torch.tensor([[[3.0, 2.0, 1.0]]])
+    given = {"scores": scores, "keys": keys.float()[None, None]}
+
+    def chosen(similarity: str, **inputs: Any) -> list[int]:
+        policy = Policy(2, scorer="given", graph=Graph(**{**PAPER, "threshold": 0.9, "similarity": similarity}))
+        return select(**given, policy=policy, **inputs).indices[0][0].tolist()
+
+    assert chosen("post_rope") == [0, 1]
+    assert chosen("pre_rope", rope=rope, positions=positions[None]) == [0, 2]
+    assert chosen("pre_rope", rope=rope) == [0, 1]  # at other places they would be other keys
+    assert chosen("pre_rope", similarity_keys=plain[None, None]) == [0, 2]
 
 
 # --- in every answer ------------------------------------------------------------------------------------------------------
