@@ -15,6 +15,7 @@ from typing import Any
 
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import GraphKVError
+from graphkv.terms.needs import query_rows
 from graphkv.terms.policy import Policy
 
 __all__ = ["main"]
@@ -114,8 +115,11 @@ def _inspect(given: argparse.Namespace) -> None:
 
 
 def _window(policy: Policy, num_tokens: int) -> int:
-    """The query rows that its scorer reads."""
-    return min(policy.observation_window(), num_tokens) if SCORERS[policy.scorer].reads_attention else 0
+    """How many last queries its scorer is given."""
+    if not SCORERS[policy.scorer].reads_attention:
+        return 0
+    rows = query_rows(policy, num_tokens)
+    return min(policy.observation_window(), num_tokens) if rows is None else rows
 
 
 def _policy(option: str, name: str, budget: str) -> Policy:
@@ -134,7 +138,10 @@ def _policy(option: str, name: str, budget: str) -> Policy:
         raise _CommandError(f"{option} {name}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(fields, dict):
         raise _CommandError(f"{option} {name}: it must hold one JSON object, the fields of a Policy")
-    return Policy.from_dict({"budget": wanted, **fields})
+    policy = Policy.from_dict({"budget": wanted, **fields})
+    if policy.scorer == "given" or SCORERS[policy.scorer].needs:
+        raise _CommandError(f"{option} {name}: the scorer {policy.scorer} needs more than the keys and queries of a prefill")
+    return policy
 
 
 def _check(given: argparse.Namespace) -> None:

@@ -219,6 +219,14 @@ function drawPlot() {
   $("plot").replaceChildren(...parts, ratio);
 }
 
+function drawFields() {
+  const told = policies.flatMap(({ name, fingerprint, policy: { graph, ...fields } }) => {
+    const given = Object.entries({ ...fields, ...(graph ?? { graph: "none" }), fingerprint }).filter(([, value]) => value !== null && typeof value !== "object");
+    return [make("p", { className: "which" }, name), facts(given.map(([field, value]) => [field.replaceAll("_", " "), String(value)]))];
+  });
+  $("fields").replaceChildren(...told);
+}
+
 // ---- what can be done -------------------------------------------------------------------------------------------
 
 function look() { // at another row
@@ -343,6 +351,7 @@ async function start() {
   for (let head = 0; head < data.heads; head++) button("head", head, String(head), () => go(state.layer, head));
   $("layer").max = String(data.layers - 1);
   state.layer = Math.floor(data.layers / 2);
+  drawFields();
   listen();
   setView(0);
   document.documentElement.dataset.ready = "yes";

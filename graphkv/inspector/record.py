@@ -99,27 +99,16 @@ def record(
     *,
     policy: Policy,
     name: str | None = None,
-    queries: Any = None,
-    attention: Any = None,
-    scores: Any = None,
-    similarity_keys: Any = None,
-    positions: Any = None,
     pinned: Sequence[Range] | None = None,
     rope: Rope | None = None,
+    **inputs: Any,
 ) -> PolicyRecord:
-    """What `graphkv.select` does with one prompt; its arguments, and `name` for the page (default: the fingerprint).
+    """What `graphkv.select` does with one prompt: its arguments (`inputs`: queries, attention, scores and so on), without a
+    layout, and `name` for the page (default: the policy's fingerprint).
 
     Raises InvalidInputError as `graphkv.select` does, and for a batch of prompts.
     """
-    inputs = {
-        "keys": keys,
-        "queries": queries,
-        "attention": attention,
-        "scores": scores,
-        "similarity_keys": similarity_keys,
-        "positions": positions,
-    }
-    prompts, batched = prompts_of(inputs, policy=policy, pinned=pinned, rope=rope, layout="HND")
+    prompts, batched = prompts_of({"keys": keys, **inputs}, policy=policy, pinned=pinned, rope=rope, layout="HND")
     if batched:
         raise invalid("keys", f"{len(prompts)} prompts", "one prompt", reason=Reason.BAD_SHAPE)
     layers = prompts[0].layers

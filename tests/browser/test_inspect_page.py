@@ -126,6 +126,22 @@ def test_the_slider_walks_the_order_of_choice(browser: Browser, records: list[Po
     assert classes(browser, "k") == []
 
 
+def test_the_order_of_choice_plays_and_stops(browser: Browser) -> None:
+    browser.click("#play")
+    browser.wait("Number(document.getElementById('step').value) >= 3 && Number(document.getElementById('step').value) < 50")
+    browser.click("#play")
+    stopped = browser.value("document.getElementById('step').value")
+    browser.value("new Promise(done => setTimeout(done, 400))")
+    assert browser.value("document.getElementById('step').value") == stopped
+
+
+def test_the_policies_fields_are_told(browser: Browser) -> None:
+    told = str(browser.value("document.getElementById('fields').textContent"))
+    assert "budget allocationpyramid" in told
+    assert "similaritypre_rope" in told
+    assert "threshold0.6" in told
+
+
 def test_layer_and_head_follow_slider_buttons_keys_and_the_plot(browser: Browser, records: list[PolicyRecord]) -> None:
     slide(browser, "#layer", 3)
     browser.click("#head button[value='2']")

@@ -74,6 +74,7 @@ def test_a_prompt_beyond_the_models_window_gets_one_sentence(tmp_path: Path) -> 
         (["--policy", "empty.json"], "--policy empty.json"),
         (["--policy", "list.json"], "it must hold one JSON object"),
         (["--policy", "wrong.json"], "strenght"),
+        (["--policy", "given.json"], "the scorer given needs more than"),
         (["--prompt-file", "nowhere.txt"], "there is no such file"),
         (["--tokens", "0"], "--tokens 0"),
         (["--model", "."], "it must be a folder with a model's config.json"),
@@ -84,6 +85,7 @@ def test_a_prompt_beyond_the_models_window_gets_one_sentence(tmp_path: Path) -> 
 def test_a_mistake_gets_one_sentence(options: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "empty.json").touch()
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "given.json").write_text('{"scorer": "given"}')
     (tmp_path / "wrong.json").write_text('{"graph": {"strenght": 1}}')
     code, out, err = graphkv("inspect", *options, cwd=tmp_path)
     assert (code, out) == (2, "")

@@ -17,6 +17,8 @@ from graphkv.inspector import LayerRecord, Neighbors, PolicyRecord, RowRecord, r
 from graphkv.kernels.decay.naive import edges_of, neighbors_of
 from graphkv.rope import unrotate
 from graphkv.rows import unit
+from graphkv.terms.catalogue import SCORERS
+from graphkv.terms.needs import query_rows
 from graphkv.terms.rope import Rope
 
 ROPE = Rope(tuple(10000 ** (-i / 8) for i in range(8)), 16)
@@ -31,6 +33,10 @@ POLICIES = {
     "enhance": Policy(48, graph=Graph(signal="enhance", threshold=0.3, rounds=2)),
     "additive": Policy(48, graph=Graph(update="additive", neighbors=2, threshold=0.0)),
     "knorm": Policy(48, scorer="knorm", graph=Graph(threshold=0.3)),
+    "keydiff": Policy.sequential(48, scorer="keydiff"),
+    "h2o": Policy(48, scorer="h2o", graph=Graph(threshold=0.3)),
+    "tova": Policy.sequential(48, scorer="tova"),
+    "cake": Policy.paper(48, scorer="cake"),
     "ratio": Policy.sequential(0.25),
     "budget-1": Policy(1, scorer="knorm", window=0),
     "keep-all": Policy.sequential(500),
@@ -43,8 +49,9 @@ def inputs(policy: Policy, n: int = 257) -> dict[str, Any]:
     repeats = heads[:, :, torch.randint(60, (n,), generator=random)]  # look-alikes, so that there is something to propagate
     keys = repeats + 0.4 * torch.randn(3, 2, n, 16, generator=random)
     given: dict[str, Any] = {"keys": keys, "policy": policy, "rope": ROPE if policy.needs_rope else None}
-    if policy.scorer == "snapkv":
-        given["queries"] = torch.randn(3, 4, 32, 16, generator=random)
+    if SCORERS[policy.scorer].reads_attention:
+        rows = query_rows(policy, n)
+        given["queries"] = torch.randn(3, 4, 5 if rows is None else rows, 16, generator=random)
     return given
 
 

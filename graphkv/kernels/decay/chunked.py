@@ -11,7 +11,7 @@ from graphkv.kernels.top_tokens.chunked import top_tokens
 from graphkv.rows import Row
 from graphkv.terms.policy import Graph
 
-__all__ = ["decay"]
+__all__ = ["decay", "edges_of_sources"]
 
 SAME = 1.0 - 2.0**-16
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
