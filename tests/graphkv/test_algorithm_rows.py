@@ -210,6 +210,8 @@ def test_step_6_enhanced_scores_end_at_float32s_largest() -> None:
     keys = [axis(0), axis(0), axis(0), axis(1)]
     graph = {**PAPER, "signal": "enhance", "rounds": 64, "neighbors": None, "threshold": 0.5}
     assert kept([3e38, 1e38, 2e38, 1e30], keys, 1, graph=graph) == [1]  # 1 and 2 are equal there: the lower index
+    largest = torch.finfo(torch.float32).max
+    assert kept([largest, 1e38, 2e38, 1e30], keys, 1, graph=graph) == [0]  # and none is above it
 
 
 def test_step_7_selection_is_the_always_kept_and_the_best() -> None:
@@ -302,7 +304,7 @@ def test_edge_ties_go_to_the_lower_index() -> None:
 
 
 def test_edge_a_zero_key_is_nobodys_neighbor() -> None:
-    assert kept([2.0, 1.5, 1.0], [[0.0] * 8, [0.0] * 8, axis(0)], 2, graph=PAPER) == [0, 1]
+    assert kept([2.0, 1.0, 1.5], [[0.0] * 8, axis(0), [0.0] * 8], 2, graph=PAPER) == [0, 2]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -349,8 +351,9 @@ def test_edge_duplicated_keys_fall_to_exactly_zero_and_go_by_index() -> None:
 
 
 def test_edge_fp16_norms_are_summed_in_more_than_fp16() -> None:
-    keys = torch.tensor([[300.0, 300.0], [200.0, 200.0], [400.0, 400.0]], dtype=torch.float16)[None, None]
-    assert select(keys, policy=Policy(2, scorer="knorm", graph=None)).indices[0].tolist() == [[0, 1]]
+    """300.06 and 300 are one number in fp16, and the square of either is infinite there."""
+    keys = torch.tensor([[300.0, 6.0], [300.0, 0.0], [400.0, 400.0]], dtype=torch.float16)[None, None]
+    assert select(keys, policy=Policy(1, scorer="knorm", graph=None)).indices[0].tolist() == [[1]]
 
 
 def test_edge_bf16_keys_cosines_are_never_rounded_to_bf16() -> None:
