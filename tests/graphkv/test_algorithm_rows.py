@@ -304,7 +304,8 @@ def test_edge_ties_go_to_the_lower_index() -> None:
 
 
 def test_edge_a_zero_key_is_nobodys_neighbor() -> None:
-    assert kept([2.0, 1.0, 1.5], [[0.0] * 8, axis(0), [0.0] * 8], 2, graph=PAPER) == [0, 2]
+    for graph in (PAPER, {"threshold": 0.5}, {"update": "sequential"}):
+        assert kept([2.0, 1.0, 1.5, 1.2], [[0.0] * 8, axis(0), [0.0] * 8, axis(0)], 3, graph=graph) == [0, 2, 3]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
