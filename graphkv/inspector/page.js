@@ -220,8 +220,12 @@ function drawPlot() {
 }
 
 function drawFields() {
-  const told = policies.flatMap(({ name, fingerprint, policy: { graph, ...fields } }) => {
-    const given = Object.entries({ ...fields, ...(graph ?? { graph: "none" }), fingerprint }).filter(([, value]) => value !== null && typeof value !== "object");
+  const ignored = new Set(["source_ratio", "neighbors", "threshold", "rounds"]); // by the sequential update
+  const open = { candidates: "all", neighbors: "all at the threshold", graph: "none" }; // what null means
+  const told = policies.flatMap(({ name, fingerprint, sequential, policy: { graph, ...fields } }) => {
+    const given = Object.entries({ ...fields, ...(graph ?? { graph }), fingerprint })
+      .map(([field, value]) => [field, value ?? open[field]])
+      .filter(([field, value]) => value !== undefined && typeof value !== "object" && !(sequential && ignored.has(field)));
     return [make("p", { className: "which" }, name), facts(given.map(([field, value]) => [field.replaceAll("_", " "), String(value)]))];
   });
   $("fields").replaceChildren(...told);

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -281,3 +282,13 @@ def test_what_does_not_fit_together_is_named(tokens: int, names: list[str], argu
 def test_a_batch_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="one prompt"):
         record([torch.ones(1, 1, 9, 4)] * 2, policy=Policy(3, scorer="knorm"))
+
+
+def test_the_guides_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text()
+    found = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert len(found) == 1
+    made: dict[str, Any] = {}
+    exec(found[0], made)
+    assert capsys.readouterr().out.startswith("4 [")
+    assert embedded(made["page"])["title"] == "noise"

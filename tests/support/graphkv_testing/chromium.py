@@ -17,7 +17,7 @@ __all__ = ["Browser", "chromium", "executable"]
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --remote-debugging-pipe"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
 )
 KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Escape": 27}
 
@@ -121,13 +121,13 @@ def chromium() -> Iterator[Browser]:
     assert found, "no Chromium on this machine: apt-get install chromium"
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, tempfile.TemporaryFile() as log:
         shell = f'exec "$0" {FLAGS} --user-data-dir="$1" 3<&{theirs_in} 4>&{theirs_out}'
         process = subprocess.Popen(
             ["bash", "-c", shell, found, profile],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
         )
         os.close(theirs_in)
         os.close(theirs_out)
@@ -137,6 +137,10 @@ def chromium() -> Iterator[Browser]:
             browser._session = ""
             browser.call("Browser.close")
             process.wait(20)
+        except RuntimeError as error:
+            log.seek(0)
+            error.add_note(log.read()[-2000:].decode(errors="replace"))
+            raise
         finally:
             process.kill()
             process.wait()
