@@ -104,7 +104,7 @@ def _inspect(given: argparse.Namespace) -> None:
         records.append(record(seen.keys, policy=policy, name=Path(name).stem, queries=queries, rope=rope))
     _say("writing the page")
     title = given.prompt_file.name if given.prompt_file else "Python's language reference"
-    page = write_page(texts, records, title=title)
+    page = write_page(texts, records, title=title, layers=seen.layers)
     try:
         given.output.write_text(page, encoding="utf-8")
     except OSError as error:

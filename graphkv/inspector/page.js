@@ -132,7 +132,7 @@ function describeToken(place) {
 
 function describe() {
   const both = state.view === "both";
-  const parts = [make("h2", {}, `Layer ${state.layer}, KV head ${state.head}`)];
+  const parts = [make("h2", {}, `Layer ${data.layerNumbers[state.layer]}, KV head ${state.head}`)];
   for (const place of shown()) {
     const [policy, view, row] = [policies[place], views[place], rowNumber()];
     const always = view.always.reduce((sum, each) => sum + each, 0);
@@ -203,10 +203,10 @@ function drawPlot() {
         svg("rect", { class: "always", x, y: height - lower, width: group * 0.85, height: lower }),
         svg("rect", { class: "chosen", x, y: height - full, width: group * 0.85, height: full - lower }),
         svg("rect", { class: "hit", x, y: 0, width: group, height }));
-      bar.append(svg("title", {}, `layer ${layer}, KV head ${head}: ${count(policy.widths[row])} kept, ${count(always)} of them always`));
+      bar.append(svg("title", {}, `layer ${data.layerNumbers[layer]}, KV head ${head}: ${count(policy.widths[row])} kept, ${count(always)} of them always`));
       plot.append(bar);
     }
-    plot.append(svg("text", { x: 0, y: height + 11 }, "layer 0"), svg("text", { x: width, y: height + 11, "text-anchor": "end" }, String(data.layers - 1)));
+    plot.append(svg("text", { x: 0, y: height + 11 }, `layer ${data.layerNumbers[0]}`), svg("text", { x: width, y: height + 11, "text-anchor": "end" }, String(data.layerNumbers.at(-1))));
     parts.push(plot);
   }
   const ratio = svg("svg", { viewBox: `0 -14 ${width} 58`, class: state.view === "both" ? "both" : "", role: "img", "aria-label": "Share of the score kept, by layer" });
@@ -236,7 +236,7 @@ function drawFields() {
 function look() { // at another row
   views = policies.map((policy) => readRow(policy, rowNumber()));
   Object.assign($("layer"), { value: String(state.layer) });
-  $("layer-out").textContent = String(state.layer);
+  $("layer-out").textContent = String(data.layerNumbers[state.layer]);
   press("head", state.head);
   refresh();
   drawPlot();

@@ -29,9 +29,12 @@ _LISTED = (MOST_NEIGHBORS, 16, 12, 8, 6, 4, 3, 2, 1)
 Words = npt.NDArray[np.uint16]
 
 
-def write_page(tokens: Sequence[str], records: Sequence[PolicyRecord], *, title: str = "prompt") -> str:
-    """The page of one or two policies' records of one prompt; `tokens`: the text of each of its n tokens.
+def write_page(
+    tokens: Sequence[str], records: Sequence[PolicyRecord], *, title: str = "prompt", layers: Sequence[int] | None = None
+) -> str:
+    """The page of one or two policies' records of one prompt.
 
+    tokens: the text of each of its n tokens. layers: the model's own numbers of the layers, default 0, 1, 2, ...
     Raises InvalidInputError where they do not fit together, or the prompt is longer than 65,535 tokens.
     """
     if len(records) not in (1, 2):
@@ -41,23 +44,29 @@ def write_page(tokens: Sequence[str], records: Sequence[PolicyRecord], *, title:
             raise invalid("tokens", len(tokens), f"{entry.num_tokens} texts, as the record has", reason=Reason.BAD_SHAPE)
         if (len(entry.layers), len(entry.rows)) != (len(records[0].layers), len(records[0].rows)):
             raise invalid("records", "of different layers or heads", "of one prompt", reason=Reason.BAD_SHAPE)
+    numbers = list(range(len(records[0].layers)) if layers is None else layers)
+    if len(numbers) != len(records[0].layers):
+        raise invalid("layers", numbers, f"{len(records[0].layers)} numbers", reason=Reason.BAD_SHAPE)
     if len(tokens) > MOST_TOKENS:
         raise invalid("tokens", len(tokens), f"at most {MOST_TOKENS}", reason=Reason.TOO_LARGE)
     page = ""
     for listed in _LISTED:
-        page = _page(embedded(tokens, records, title=title, listed=listed), title)
+        page = _page(embedded(tokens, records, title=title, layers=numbers, listed=listed), title)
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
 
 
-def embedded(tokens: Sequence[str], records: Sequence[PolicyRecord], *, title: str, listed: int) -> dict[str, Any]:
+def embedded(
+    tokens: Sequence[str], records: Sequence[PolicyRecord], *, title: str, layers: Sequence[int], listed: int
+) -> dict[str, Any]:
     """What the page holds, as JSON values; each source lists at most `listed` neighbors."""
     sets, own = _score_sets(records)
     return {
         "title": title,
         "tokens": list(tokens),
-        "layers": len(records[0].layers),
+        "layers": len(layers),
+        "layerNumbers": list(layers),
         "heads": len(records[0].layers[0].rows),
         "listed": listed,
         "scores": [_scores(merged) for merged in sets],

@@ -189,7 +189,8 @@ def close(decoded: Any, exact: Any) -> bool:
 )
 def test_the_page_decodes_to_the_record(names: list[str]) -> None:
     entries = [record(**inputs(POLICIES[name]), name=name) for name in names]
-    data = embedded(write_page([f" w{token}" for token in range(257)], entries))
+    data = embedded(write_page([f" w{token}" for token in range(257)], entries, layers=[0, 6, 11]))
+    assert data["layerNumbers"] == [0, 6, 11]
     assert data["tokens"][13] == " w13"
     assert (data["layers"], data["heads"]) == (3, 2)
     for entry, told in zip(entries, data["policies"], strict=True):
@@ -277,6 +278,11 @@ def test_what_does_not_fit_together_is_named(tokens: int, names: list[str], argu
     with pytest.raises(InvalidInputError) as refused:
         write_page(["x"] * tokens, entries)
     assert refused.value.argument == argument
+
+
+def test_as_many_layer_numbers_as_layers() -> None:
+    with pytest.raises(InvalidInputError, match="3 numbers"):
+        write_page(["x"] * 257, [record(**inputs(POLICIES["snapkv"]))], layers=[1, 2])
 
 
 def test_a_batch_is_refused() -> None:

@@ -59,6 +59,7 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None
     for package in ("graphkv", "graphkv_proto", "graphkv_client", "graphkv_server"):
         assert f"{package}/py.typed" in names
     assert any(name.endswith("compression.proto") for name in names)
+    assert {f"graphkv/inspector/{name}" for name in ("page.html", "page.css", "page.js", "record.js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
