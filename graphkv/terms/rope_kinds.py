@@ -21,7 +21,7 @@ INTERLEAVED = frozenset({
     "helium", "llama4_text", "moonshine", "moonshine_streaming",
 })  # fmt: skip
 # Their full-attention layers do not rotate where others of the model slide: there a key is its own unrotated form.
-SLIDING_ALONE = frozenset({"afmoe", "cohere2", "exaone4", "exaone_moe", "kolibri1"})
+SLIDING_ALONE = frozenset({"afmoe", "cohere2", "exaone4", "exaone_moe", "flint", "kolibri1"})
 NORMED_AFTERWARDS = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl_text"})
 MIRRORED = frozenset({"nanochat"})  # turns by the negative angle
 
@@ -83,7 +83,8 @@ def read_config(config: Any, *, num_tokens: int | None, interleaved: bool | None
     if kind not in KINDS:
         raise _inexpressible(f"of kind {kind!r}", f"one of {', '.join(KINDS)}")
     frequencies = KINDS[kind](rotary)
-    if settings is None or (family in SLIDING_ALONE and "sliding_attention" in (getattr(config, "layer_types", None) or ())):
+    sliding_alone = family in SLIDING_ALONE and "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if settings is None or sliding_alone or _layer_theta(config) == 0:
         frequencies = [0.0] * len(frequencies)
     elif family in MIRRORED:
         frequencies = [-frequency for frequency in frequencies]
@@ -112,8 +113,20 @@ def _rotary(config: Any, settings: Mapping[str, Any], num_tokens: int | None) ->
     head_dim = getattr(layers, "head_dim", None) or layers.hidden_size // layers.num_attention_heads
     partial = settings.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     rotary_dim = int(head_dim * partial) if partial else getattr(config, "rotary_dim", None) or head_dim
-    theta = settings.get("rope_theta") or getattr(config, "rope_theta", None)
+    theta = _layer_theta(config) or settings.get("rope_theta") or getattr(config, "rope_theta", None)
     return Rotary(config, settings, head_dim, rotary_dim, float(theta or 10_000.0), num_tokens)
+
+
+def _layer_theta(config: Any) -> float | None:
+    """The base of the full-attention layers where the config lists one a layer (0: they do not rotate)."""
+    thetas = getattr(config, "layer_rope_theta", None)
+    if not thetas:
+        return None
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(thetas)
+    full = {float(theta) for theta, kind in zip(thetas, kinds, strict=False) if kind == "full_attention"}
+    if len(full) != 1:
+        raise _inexpressible("different from layer to layer", "the same in all full-attention layers")
+    return full.pop()
 
 
 def _check_expressible(config: Any, family: str | None) -> None:

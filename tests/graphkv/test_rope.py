@@ -53,6 +53,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("GlmConfig", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "cohere": ("CohereConfig", {}),
     "cohere2": ("Cohere2Config", WINDOWS),
+    "flint": ("FlintConfig", {"head_dim": 16, **WINDOWS}),
+    "granite-swa": ("GraniteSWAConfig", {**WINDOWS, "layer_rope_theta": [10000.0, 500.0]}),
     "helium": ("HeliumConfig", {"head_dim": 16}),
     "ernie4_5": ("Ernie4_5Config", {"head_dim": 16}),
     "exaone4": ("Exaone4Config", {"head_dim": 16, **WINDOWS}),
@@ -60,7 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dynamic": ("LlamaConfig", {"max_position_embeddings": 16, "rope_parameters": {
         "rope_type": "dynamic", **SETTINGS["dynamic"]}}),
 }  # fmt: skip
-STANDING = {"cohere2", "exaone4"}  # families whose full-attention layers do not rotate
+STANDING = {"cohere2", "exaone4", "flint"}  # families whose full-attention layers do not rotate
 
 
 def llama(kind: str, **changes: Any) -> Any:
@@ -136,7 +138,7 @@ def assert_same_direction(keys: torch.Tensor, wanted: torch.Tensor) -> None:
 
 # families whose source rotates interleaved: refused by from_config (latent attention), or without a cache of prompt tokens
 REFUSED = {"axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots3_note",
-           "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "mistral4", "mistral_large4", "youtu"}  # fmt: skip
+           "glm4_moe_lite", "glm_moe_dsa", "hy_v4_vl", "longcat_flash", "mistral4", "mistral_large4", "youtu"}  # fmt: skip
 NO_CACHE = {"edgetam_video", "efficientloftr", "lightglue", "musicflamingo", "openai_privacy_filter", "roformer", "sam2_video",
             "sam3", "sam3_tracker_video"}  # fmt: skip
 
@@ -176,6 +178,7 @@ def test_a_rope_that_follows_the_prompt_needs_its_length(kind: str) -> None:
     ({"qk_rope_head_dim": 8}, "latent.*similarity_keys"),
     ({"no_rope_layers": [1, 1, 0]}, "some of the full-attention.*similarity_keys"),
     ({"model_type": "hunyuan_v1_dense"}, "learned norm.*similarity_keys"),
+    ({"layer_rope_theta": [10000.0, 0]}, "layer to layer.*similarity_keys"),
     ({"alibi": True}, "switched off.*similarity_keys"),
     ({"position_embedding_type": None}, "switched off.*similarity_keys"),
 ])  # fmt: skip
