@@ -22,7 +22,9 @@ def start(*options: str, **environment: str) -> "subprocess.Popen[str]":
     """The demo, its output in pipes; every process it starts inherits the mark."""
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), *options]
     own = {**os.environ, "DEMO_TEST_MARK": str(os.getpid()), **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
+    # a test run in the background ignores Ctrl-C, and its children would inherit that
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own, **heeds)
 
 
 def demo(*options: str) -> tuple[int, str, str]:
@@ -112,7 +114,8 @@ def test_stopped_in_its_prefill_it_gives_back_what_it_held_in_the_service() -> N
             process.kill()
         assert (process.returncode, out, err) == (130, "", "demo: stopped\n")
         assert server.settled()
-        assert server.outcomes().get("abandoned", 0) > 0
+        outcomes = server.outcomes()
+        assert outcomes.get("abandoned", 0) > 0, outcomes
 
 
 @pytest.mark.parametrize(
