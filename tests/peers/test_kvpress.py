@@ -132,7 +132,8 @@ def unequal_layers(peer: Peer, case: Drawn, theirs: Prefill) -> int:
         assert sum(map(len, mine)) == sum(map(len, kept))
         groups = [range(len(kept))] if peer.together else [range(head, head + 1) for head in range(len(kept))]
         for group in groups:
-            cut = min(float(scores[head, token]) for head in group for token in kept[head])
+            dropped = [(head, token) for head in group for token in range(scores.shape[1]) if token not in kept[head]]
+            cut = max((float(scores[place]) for place in dropped), default=0.0)
             for head in group:
                 for token in mine[head] ^ kept[head]:
                     assert abs(float(scores[head, token]) - cut) <= ROUNDING * abs(cut), (case.id, head, token)
