@@ -1,0 +1,1 @@
+"""The rooms of `./dev bench quality`: texts -> tasks -> prefill -> methods -> judging -> intervals -> report."""
