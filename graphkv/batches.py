@@ -8,8 +8,10 @@ import torch
 
 from graphkv.arrays import heads_first, like, to_torch, value_norms
 from graphkv.budgets import plan_layers
+from graphkv.finite import check_finite
 from graphkv.layer import Layer
 from graphkv.terms.errors import Reason, invalid
+from graphkv.terms.needs import naming_values
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 
@@ -83,7 +85,11 @@ def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], ro
         pinned=pinned,
         caller_scores="scores" in per_layer,
     )
-    layers = [Layer(plan, rope=rope, **{name: tensors[plan.layer] for name, tensors in per_layer.items()}) for plan in plans]
+    with naming_values():
+        layers = [Layer(plan, rope=rope, **{name: own[plan.layer] for name, own in per_layer.items()}) for plan in plans]
+    for plan, norms in zip(plans, per_layer.get("value_norms", ()), strict=False):  # none, or one a layer
+        if not plan.keeps_all:  # where the scorer would say it of the norms
+            check_finite("values", norms[..., None], plan.layer)
     example = inputs["keys"]
     return Prompt(tuple(layers), example[0] if isinstance(example, (list, tuple)) else example)
 

@@ -9,8 +9,9 @@ import grpc
 from graphkv_proto.status import from_status
 
 from graphkv.terms.errors import GraphKVError, InvalidInputError
+from graphkv.terms.needs import as_given
 
-__all__ = ["closed_error", "error_of", "open_aio_channel", "open_channel"]
+__all__ = ["closed_error", "error_from", "error_of", "open_aio_channel", "open_channel"]
 
 _ARGUMENTS = (
     ("grpc.max_send_message_length", -1),  # messages are cut to the service's limit, not to gRPC's default
@@ -35,10 +36,15 @@ def open_aio_channel(address: str) -> Any:
 
 def error_of(error: Any, request_id: str | None = None) -> GraphKVError:
     """The error of a failed call, as ours. `error`: a grpc.RpcError that is a call too, or an AioRpcError."""
-    found = from_status(error.code(), error.details(), error.trailing_metadata(), request_id)
+    found = error_from(error.code(), error.details(), error.trailing_metadata(), request_id)
     if found.request_id is None:
         found.request_id = request_id
     return found
+
+
+def error_from(code: Any, details: str | None, trailing_metadata: Any, request_id: str | None) -> GraphKVError:
+    """The error that a status carries, in the caller's words."""
+    return as_given(from_status(code, details, trailing_metadata, request_id))
 
 
 def closed_error(what: str) -> InvalidInputError:

@@ -14,7 +14,7 @@ from graphkv_proto.tensors import TOKEN_AXIS
 from graphkv.terms.always_kept import Range
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import InvalidInputError, Reason, invalid
-from graphkv.terms.needs import check_graph_inputs, check_source
+from graphkv.terms.needs import check_graph_inputs, check_source, naming_values
 from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
 from graphkv_client._arrays import Answer, answer_like, copied, is_tensor, recorded_event
 from graphkv_client._inputs import CallTerms, arrays_of, check_sources, check_terms, checked_pinned
@@ -141,6 +141,7 @@ class Feed:
             first += f", of which {layer.came} of {layer.tokens} tokens came"
         return f"{len(absent)} of {len(places)} layers were not put; the first is {first}"
 
+    @naming_values()
     def read(self, layer: int, given: Mapping[str, Any], *, prompt: int, start: int | None) -> Put:
         """One put, checked without regard to others. Changes nothing."""
         if given["keys"] is None:
@@ -160,6 +161,7 @@ class Feed:
         check_graph_inputs(self.terms.policy, similarity_keys=similar, rope=self.terms.rope, head_dim=shapes.head_dim)
         return put
 
+    @naming_values()
     def add(self, put: Put) -> None:
         """Takes a put; raises InvalidInputError, and changes nothing, where it does not fit what came before."""
         place = (put.prompt, put.layer)

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphkv.terms.always_kept import Range, check_pinned
 from graphkv.terms.errors import Reason, invalid
-from graphkv.terms.needs import check_graph_inputs, check_source
+from graphkv.terms.needs import check_graph_inputs, check_source, naming_values
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.shapes import EXTRA_ROLES, IMPORTANCE_ROLES, Shapes
@@ -140,7 +140,8 @@ def arrays_of(given: Mapping[str, Array | None], terms: CallTerms) -> dict[str, 
 def layer_of(arrays: Mapping[str, Any], answer: Answer, terms: CallTerms) -> LayerInputs:
     """One whole layer, its shapes and sources checked against each other and the policy."""
     dims = {role: tuple(array.shape) for role, array in arrays.items()}
-    shapes = Shapes.of_layer(dims)
+    with naming_values():
+        shapes = Shapes.of_layer(dims)
     check_sources(terms.policy, dims, shapes)
     check_graph_inputs(terms.policy, similarity_keys="similarity_keys" in dims, rope=terms.rope, head_dim=shapes.head_dim)
     return LayerInputs(arrays, shapes, answer, recorded_event(arrays["keys"]))

@@ -11,6 +11,7 @@ from typing import Any
 from graphkv_proto.tensors import item_size
 
 from graphkv.terms.always_kept import Range
+from graphkv.terms.needs import naming_values
 from graphkv_client._arrays import is_tensor, torch_module
 from graphkv_client._inputs import CallTerms
 from graphkv_client._pieces import Form, Piece, piece_of
@@ -78,7 +79,7 @@ class Prescore:
         """
         started = time.perf_counter()
         plan = self._plans[prompt][layer]
-        with self._torch.inference_mode():
+        with self._torch.inference_mode(), naming_values():
             device = arrays["keys"].device
             tensors = {
                 role: (array if is_tensor(array) else self._to_torch(role, array)).to(device) for role, array in arrays.items()

@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from graphkv_proto.status import from_status
 
 from graphkv.terms.errors import DeadlineError, GraphKVError, InvalidInputError, Reason, invalid
 from graphkv.terms.selection import LayerSelection, Summary
 from graphkv_client._arrays import Array
 from graphkv_client._call import Call, streaming
-from graphkv_client._channel import closed_error, error_of
+from graphkv_client._channel import closed_error, error_from, error_of
 from graphkv_client._feed import Feed, Put
 from graphkv_client._pieces import Work
 
@@ -72,7 +71,7 @@ class Exchange:
         code = _at_once(rpc.code())
         if self._refused is None and code is not grpc.StatusCode.OK:
             details, trailing = _at_once(rpc.details()), _at_once(rpc.trailing_metadata())
-            self._refused = from_status(code, details, trailing, self._call.request_id)
+            self._refused = error_from(code, details, trailing, self._call.request_id)
 
     async def _guarded(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         try:

@@ -3,14 +3,15 @@
 Takes names, counts and terms; knows no array library.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from graphkv.terms.catalogue import SCORERS
-from graphkv.terms.errors import InvalidInputError, Reason, invalid
+from graphkv.terms.errors import GraphKVError, InvalidInputError, Reason, invalid
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 
-__all__ = ["check_graph_inputs", "check_source", "query_rows"]
+__all__ = ["as_given", "check_graph_inputs", "check_source", "naming_values", "query_rows"]
 
 
 def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_tokens: int, extras: Sequence[str] = ()) -> None:
@@ -23,11 +24,11 @@ def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_token
     for role in extras:
         if role not in needs:
             allowed = f"left out: the scorer {policy.scorer!r} does not read it"
-            raise invalid(role, "given", allowed, reason=Reason.BAD_SHAPE)
+            raise invalid(_argument(role), "given", allowed, reason=Reason.BAD_SHAPE)
     for role in needs:
         if role not in extras:
             allowed = f"given (or scores=): the scorer {policy.scorer!r} needs it"
-            raise invalid("values" if role == "value_norms" else role, None, allowed, reason=Reason.BAD_SHAPE)
+            raise invalid(_argument(role), None, allowed, reason=Reason.BAD_SHAPE)
     if len(sources) > 1:
         raise invalid(sources[1], "given", f"left out where {sources[0]}= is given", reason=Reason.BAD_SHAPE)
     source = sources[0] if sources else None
@@ -71,3 +72,27 @@ def check_graph_inputs(policy: Policy, *, similarity_keys: bool, rope: Rope | No
         raise InvalidInputError(message, argument="rope", reason=Reason.ROPE_MISSING)
     if rope.rotary_dim > head_dim:
         raise invalid("rope.rotary_dim", rope.rotary_dim, f"at most head_dim, {head_dim}", reason=Reason.BAD_SHAPE)
+
+
+def as_given(error: GraphKVError) -> GraphKVError:
+    """The same error, naming what callers pass: `values`, where what is checked and travels is their `value_norms`."""
+    if "value_norms" in error.message:
+        error.message = error.message.replace("value_norms", "values (their norms)")
+        error.args = (error.message,)
+    if error.argument is not None:
+        error.argument = _argument(error.argument)
+    return error
+
+
+@contextmanager
+def naming_values() -> Iterator[None]:
+    """A door that values= comes in by: errors leave it `as_given`."""
+    try:
+        yield
+    except GraphKVError as error:
+        as_given(error)
+        raise
+
+
+def _argument(role: str) -> str:
+    return "values" if role == "value_norms" else role

@@ -158,7 +158,7 @@ def test_what_a_scorer_needs_is_named(scorer: str) -> None:
 @pytest.mark.parametrize("scorer", [name for name, terms in SCORERS.items() if not terms.needs and name != "given"])
 def test_what_a_scorer_does_not_read_is_refused(scorer: str) -> None:
     extra = prompt_for("expected_attention")["values"]
-    with pytest.raises(InvalidInputError, match="value_norms"):
+    with pytest.raises(InvalidInputError, match=r"values is 'given'"):
         graphkv.select(policy=policy_of(scorer), values=extra, **prompt_for(scorer))
 
 
