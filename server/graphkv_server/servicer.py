@@ -31,7 +31,7 @@ __all__ = ["Servicer"]
 Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[pb.SelectRequest]
 
-_LAST_BREATH = 0.25
+_LAST_BREATH = 1.0
 """Seconds to wait, where a stream ended too early, for the cancellation that follows when its caller has died."""
 _HALF_CLOSE = 1.0
 """Seconds to wait, after `end`, for the stream to be closed by its caller: what comes instead is a violation."""
