@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from graphkv import Policy
 from graphkv.algorithm import select_layers
 from graphkv.budgets import plan_layers
 from graphkv.layer import Layer
-from graphkv.terms.errors import DeadlineError, GraphKVError, InternalError, InvalidInputError, OverloadedError
+from graphkv.terms.errors import DeadlineError, GraphKVError, InternalError, InvalidInputError, OverloadedError, UnavailableError
 from graphkv.terms.selection import LayerSelection
 
 POLICY = Policy(budget=5, scorer="knorm")
@@ -208,6 +209,60 @@ def test_a_batch_too_large_for_the_device_is_halved() -> None:
             bench.release.set()
             assert len(await answers(job)) == 6
         assert bench.batches == [1, 5, 2, 3, 1, 2]
+
+    bench.run(body)
+
+
+class Tensors:
+    """What a launch allocates, as far as its lifetime goes."""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ZeroDivisionError], ids=["memory", "bug"])
+def test_what_a_failed_launch_allocated_is_gone_before_the_next(error: type[Exception]) -> None:
+    launches: list[weakref.ref[Tensors]] = []
+    alive: list[int] = []
+
+    def broken(work: Sequence[Any]) -> None:
+        alive.append(sum(launch() is not None for launch in launches))
+        allocated = Tensors()
+        launches.append(weakref.ref(allocated))
+        if len(work) > 1:
+            raise error("no")
+
+    bench = Bench(broken=broken)
+
+    async def body() -> None:
+        with bench.engine.open() as job:
+            await hold(bench, job)
+            for seed in range(4):
+                await bench.submit(job, layer(seed))
+            job.finish()
+            bench.release.set()
+            assert len(await answers(job)) == 5
+        assert len(alive) > 5
+        assert set(alive) == {0}
+
+    bench.run(body)
+
+
+def test_a_failure_does_not_wait_behind_answers_that_nobody_took() -> None:
+    bench = Bench()
+
+    async def body() -> None:
+        with bench.engine.open() as job:
+            for seed in range(3):
+                await bench.submit(job, layer(seed))
+            results = job.results()
+            await anext(results)
+            while len(bench.batches) < 3 and bench.admission.bytes_in_flight > 1000:
+                await asyncio.sleep(0.001)
+            job.fail(UnavailableError("first"))
+            job.fail(UnavailableError("second"))
+            with pytest.raises(UnavailableError, match="first"):
+                await anext(results)
+            await bench.submit(job, layer())
+            while bench.admission.bytes_in_flight:  # also what was computed meanwhile came back
+                await asyncio.sleep(0.001)
 
     bench.run(body)
 

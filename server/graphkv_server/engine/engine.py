@@ -137,11 +137,13 @@ class Engine:
             chosen = self._select(self._transfers.to_device([task.work for task in batch]))
             return [self._outcome(task, answer) for task, answer in zip(batch, chosen, strict=True)]
         except Exception as error:  # noqa: BLE001  # whatever the algorithm raises ends one request, not the thread
-            if len(batch) > 1:
-                parts = split(batch) if _out_of_memory(error) else ([task] for task in batch)
-                self._transfers.release()
-                return [outcome for part in parts for outcome in self._outcomes(part)]
-            return [self._failure(error)]
+            error.__traceback__ = None  # its frames hold the tensors of the launch that failed
+            if len(batch) == 1:
+                return [self._failure(error)]
+            parts = list(split(batch)) if _out_of_memory(error) else [[task] for task in batch]
+        # Not in the block above: as long as it lasts, the error lives.
+        self._transfers.release()
+        return [outcome for part in parts for outcome in self._outcomes(part)]
 
     def _outcome(self, task: Task, answer: Chosen | InvalidInputError) -> Outcome:
         plan = task.work.plan

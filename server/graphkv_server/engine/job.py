@@ -28,7 +28,8 @@ class Job:
     def __init__(self, engine: "Engine", deadline: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
-        self._answers: asyncio.Queue[tuple[LayerSelection, Lease] | GraphKVError | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[tuple[LayerSelection, Lease] | None] = asyncio.Queue()  # None: look whether it is over
+        self._failure: GraphKVError | None = None
         self._pending = 0
         self._complete = False
         self.deadline = deadline
@@ -41,10 +42,7 @@ class Job:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.closed = True
         self._engine.drop(self)
-        while not self._answers.empty():
-            answer = self._answers.get_nowait()
-            if isinstance(answer, tuple):
-                answer[1].give_back()
+        self._drop_answers()
 
     @property
     def expired(self) -> bool:
@@ -53,7 +51,7 @@ class Job:
 
     def submit(self, work: Layer | Candidates, lease: Lease, *, prompt: int, size: int) -> None:
         """Hands over a whole layer with the lease of its memory; the engine gives the lease back, whatever happens."""
-        if self.closed:
+        if self._over:
             lease.give_back()
             return
         self._pending += 1
@@ -65,17 +63,20 @@ class Job:
         self._end_if_answered()
 
     def fail(self, error: GraphKVError) -> None:
-        """Ends `results` with an error, now: answers that were not taken yet are not given."""
-        self._answers.put_nowait(error)
+        """Ends `results` with an error, now: answers that were not taken yet are not given. The first error counts."""
+        if self._failure is None:
+            self._failure = error
+            self._drop_answers()
+            self._answers.put_nowait(None)
 
     def answered(self, task: Task, outcome: LayerSelection | GraphKVError, seconds: dict[str, float]) -> None:
         """The engine's word about one layer."""
         self._pending -= 1
         for phase, spent in seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
-        if self.closed or isinstance(outcome, GraphKVError):
+        if self._over or isinstance(outcome, GraphKVError):
             task.lease.give_back()
-        if self.closed:
+        if self._over:
             return
         if isinstance(outcome, GraphKVError):
             self.fail(outcome)
@@ -89,15 +90,25 @@ class Job:
         """Layers as they are chosen, in any order; raises the error that ends the call."""
         while True:
             answer = await self._answers.get()
+            if self._failure is not None:
+                raise self._failure
             if answer is None:
                 return
-            if isinstance(answer, GraphKVError):
-                raise answer
             selection, lease = answer
             try:
                 yield selection
             finally:
                 lease.give_back()
+
+    @property
+    def _over(self) -> bool:
+        return self.closed or self._failure is not None
+
+    def _drop_answers(self) -> None:
+        while not self._answers.empty():
+            answer = self._answers.get_nowait()
+            if answer is not None:
+                answer[1].give_back()
 
     def _end_if_answered(self) -> None:
         if self._complete and self._pending == 0:
