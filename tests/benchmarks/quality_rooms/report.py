@@ -100,6 +100,10 @@ def tables(run: Run) -> Iterator[str]:
         yield f"**Difference to {base}, all budgets together** (95% intervals, `*` excludes 0)"
         yield ""
         yield from _differences(run, base, {group: run.tasks(group) for group in groups}, run.budgets)
+        for measure, text in (("nll", "the right text's loss"), ("kl", "the divergence from the full cache's prediction")):
+            yield f"The same for {text}, nats a token (less is better)"
+            yield ""
+            yield from _differences(run, base, {group: run.tasks(group) for group in groups}, run.budgets, measure)
         for budget in run.budgets:
             yield f"Difference to {base} at budget {budget}"
             yield ""
@@ -123,7 +127,10 @@ def _levels(run: Run, groups: Sequence[str]) -> Iterator[str]:
     yield ""
 
 
-def _differences(run: Run, base: str, columns: Mapping[str, Sequence[str]], budgets: Sequence[int]) -> Iterator[str]:
+def _differences(
+    run: Run, base: str, columns: Mapping[str, Sequence[str]], budgets: Sequence[int], always: str | None = None
+) -> Iterator[str]:
+    """`always`: the measure of every column, in place of each group's own."""
     yield f"| on {base} | " + " | ".join(columns) + " |"
     yield "|---|" + "---|" * len(columns)
     for name in GRAPHS:
@@ -132,7 +139,7 @@ def _differences(run: Run, base: str, columns: Mapping[str, Sequence[str]], budg
             continue
         cells = []
         for tasks in columns.values():
-            measure, factor = measure_of(TASKS[tasks[0]].group)
+            measure, factor = (always, 1.0) if always else measure_of(TASKS[tasks[0]].group)
             cells.append(shown(run.difference(tasks, method, base, budgets, measure), factor))
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
