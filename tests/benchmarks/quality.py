@@ -26,7 +26,7 @@ from quality_rooms.report import Run, tables
 from quality_rooms.running import Settings, run
 from quality_rooms.tasks import TASKS, Reader
 
-QUICK = {"prompts": 3, "budgets": [64, 128], "continuation": 64}
+QUICK = {"prompts": 4, "budgets": [64, 128], "continuation": 64, "minutes": 8.0}
 FULL = {"prompts": 100, "budgets": [64, 128, 256], "continuation": 64}
 
 
