@@ -4,6 +4,7 @@
 all work from it, so that they never disagree about a size. Knows no tensor.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,14 +90,19 @@ def plan_layers(
     window = policy.observation_window(caller_scores=caller_scores)
     budget = policy.tokens(num_tokens)
 
+    @functools.cache  # layers of one budget share theirs: there may be many layers, and many ranges
     def always(tokens: int) -> tuple[Range, ...]:
         return always_kept(num_tokens, tokens, pinned=pinned, sinks=policy.effective_sinks, window=window)
 
-    budgets = ALLOCATIONS[policy.budget_allocation](num_layers, num_tokens, budget, count(always(budget)))
+    usual = always(budget)
+    size = count(usual)
+    budgets = ALLOCATIONS[policy.budget_allocation](num_layers, num_tokens, budget, size)
     if policy.page_align is not None:
         budgets = [_aligned(tokens, num_tokens, policy.page_align) for tokens in budgets]
+    uncut = size < budget < num_tokens  # no token was left out of them for want of room: nor is one where there is as much
+    kept = [usual if uncut and size <= tokens < num_tokens else always(tokens) for tokens in budgets]
     return tuple(
-        LayerPlan(policy, layer, num_tokens, tokens, always(tokens), caller_scores) for layer, tokens in enumerate(budgets)
+        LayerPlan(policy, layer, num_tokens, tokens, kept[layer], caller_scores) for layer, tokens in enumerate(budgets)
     )
 
 
