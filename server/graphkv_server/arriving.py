@@ -139,6 +139,7 @@ class ArrivingLayer:
         self._memory: Bytes | None = None
         self._used = 0
         self.size = 0  # bytes of all tensors described so far
+        self.pieces: list[int] = []  # the ids of their descriptors
 
     def describe(self, descriptor: Descriptor) -> Piece:
         """Makes room for a tensor or a range of it. Raises InvalidInputError naming role, layer, expected and got."""

@@ -22,12 +22,18 @@ from graphkv.terms.shapes import Shapes
 from graphkv_server.admission import Lease, Reservation
 from graphkv_server.arriving import ArrivingLayer, Piece, empty_layer, misplaced
 
-__all__ = ["MAX_DESCRIPTORS", "MAX_LAYERS", "Assembler", "Sink"]
+__all__ = ["MAX_DESCRIPTORS", "MAX_LAYERS", "MAX_OPEN_LAYERS", "MAX_PINNED", "Assembler", "Sink"]
 
 MAX_LAYERS = 2**14
 """Layers of all prompts of a call together."""
 MAX_DESCRIPTORS = 2**17
 """Descriptors of a call together: tensors, and ranges of their tokens."""
+MAX_OPEN_LAYERS = 2**12
+"""Layers of a call that are described and not whole yet. A prefill in chunks has all layers of a model open at once."""
+MAX_PINNED = 2**17
+"""Pinned ranges of all prompts together, times the layers that are planned with them."""
+_KEPT_TOKEN_BYTES = 8
+"""What one kept token of one KV head takes while an answer is made and written: its index, twice."""
 
 Place = tuple[int, int]
 """(prompt, layer)."""
@@ -90,11 +96,18 @@ class Assembler:
         """
         if self._ended:
             raise misplaced("end", "the request", "followed by another message", "the last one")
+        touched: dict[Place, None] = {}  # in order; no other layer can have become whole
         if message.descriptors:
-            await self._describe([self._checked(messages.read_descriptor(each)) for each in message.descriptors])
+            descriptors = [self._checked(messages.read_descriptor(each)) for each in message.descriptors]
+            touched.update(dict.fromkeys((each.prompt, each.layer) for each in descriptors))
+            await self._describe(descriptors, list(touched))
         for chunk in message.chunks:
-            self._write(chunk.descriptor, chunk.offset, chunk.data)
-        self._release_whole()
+            layer = self._write(chunk.descriptor, chunk.offset, chunk.data)
+            touched[layer.prompt, layer.plan.layer] = None
+        for place in touched:
+            layer = self._open[place]
+            if layer.whole():
+                self._release(place, layer)
         if message.HasField("end"):
             await self._end(messages.read_end(message.end))
 
@@ -109,6 +122,13 @@ class Assembler:
         header = self._header
         if header.layers * len(header.prompts) > MAX_LAYERS:
             raise invalid("layers", header.layers, f"at most {MAX_LAYERS} for all prompts together", reason=Reason.TOO_LARGE)
+        ranges = 0
+        for place, prompt in enumerate(header.prompts):
+            ranges += len(prompt.pinned)
+            if ranges * header.layers > MAX_PINNED:
+                most = MAX_PINNED // header.layers
+                allowed = f"at most {most} ranges, of all prompts together, with {header.layers} layers"
+                raise invalid(f"prompts[{place}].pinned", f"range {ranges}", allowed, reason=Reason.TOO_LARGE)
         self._reservation.check_fits("largest_layer_bytes", header.largest_layer_bytes)
         most = header.largest_layer_bytes * header.layers * len(header.prompts)
         if header.total_bytes > most:
@@ -133,7 +153,7 @@ class Assembler:
         That is so with few candidates of a long prompt, and with a prompt that is kept whole.
         """
         kept = min(shapes.tokens, max(plan.budget for plan in plans))
-        choosing = shapes.kv_heads * max(shapes.tokens, 4 * kept)
+        choosing = shapes.kv_heads * max(shapes.tokens, _KEPT_TOKEN_BYTES * kept)
         self._reservation.check_fits(f"prompts[{place}].tokens", choosing)
         return max(self._header.largest_layer_bytes, choosing)
 
@@ -161,10 +181,12 @@ class Assembler:
         self._descriptors[descriptor.id] = (descriptor.prompt, descriptor.layer)
         return descriptor
 
-    async def _describe(self, descriptors: list[Descriptor]) -> None:
+    async def _describe(self, descriptors: list[Descriptor], places: list[Place]) -> None:
         """Opens the layers that are new, with room for all of them at once: so a small call in one message waits once."""
-        places = dict.fromkeys((each.prompt, each.layer) for each in descriptors)
         fresh = [place for place in places if place not in self._open]
+        if len(self._open) + len(fresh) > MAX_OPEN_LAYERS:
+            given, allowed = f"layers {len(self._open) + len(fresh)}", f"at most {MAX_OPEN_LAYERS} that are not whole yet"
+            raise misplaced("descriptor.layer", "the request", given, allowed, reason=Reason.TOO_LARGE)
         leases = [self._ahead] if fresh and self._ahead is not None else []
         if len(leases) < len(fresh):
             leases += await self._reservation.lease(*(self._room[prompt] for prompt, _ in fresh[len(leases) :]))
@@ -173,14 +195,16 @@ class Assembler:
         for place, lease in zip(fresh, leases, strict=True):
             self._open[place] = self._layer(place, lease)
         for descriptor in descriptors:
-            self._pieces[descriptor.id] = self._open[descriptor.prompt, descriptor.layer].describe(descriptor)
+            layer = self._open[descriptor.prompt, descriptor.layer]
+            self._pieces[descriptor.id] = layer.describe(descriptor)
+            layer.pieces.append(descriptor.id)
 
     def _layer(self, place: Place, lease: Lease) -> ArrivingLayer:
         prompt, index = place
         largest, rope = self._header.largest_layer_bytes, self._header.rope
         return ArrivingLayer(self._plans[prompt][index], self._shapes[prompt], prompt, lease, largest=largest, rope=rope)
 
-    def _write(self, descriptor: int, offset: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, offset: int, chunk: bytes) -> ArrivingLayer:
         piece = self._pieces.get(descriptor)
         if piece is None:
             if descriptor in self._descriptors:
@@ -194,17 +218,15 @@ class Assembler:
         piece.write(offset, chunk)
         self._crc = tensors.checksum(chunk, self._crc)
         self.received += len(chunk)
-
-    def _release_whole(self) -> None:
-        """Sends the layers that are whole to the sink."""
-        for place in [place for place, layer in self._open.items() if layer.whole()]:
-            self._release(place, self._open[place])
+        return piece.layer
 
     def _release(self, place: Place, layer: ArrivingLayer) -> None:
+        """Sends a whole layer to the sink."""
         work = layer.build()  # before anything is given away: it may raise
         del self._open[place]
         self._left.add(place)
-        self._pieces = {number: piece for number, piece in self._pieces.items() if piece.layer is not layer}
+        for number in layer.pieces:
+            del self._pieces[number]
         layer.lease.finished()
         self._sink.submit(work, layer.lease, prompt=layer.prompt, size=layer.size)
 

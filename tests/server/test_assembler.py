@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from graphkv_proto import v1 as pb
+from graphkv_server import assembler
+from graphkv_server.arriving import ArrivingLayer
 from graphkv_testing.assembling import BOUND, AssemblerCall, finish
 from graphkv_testing.raw import RawCall, raw_policy
 
@@ -187,4 +189,78 @@ def test_where_there_is_room_none_is_taken_ahead() -> None:
     call = AssemblerCall(RawCall().header)
     finish(call.assembler.ready())
     assert call.admission.bytes_in_flight == 0
+    call.close()
+
+
+@pytest.mark.parametrize(("layers", "ranges"), [(2**14, 9), (33, 3972)], ids=["many layers", "many ranges"])
+def test_pinned_ranges_are_limited_before_anything_is_planned(
+    layers: int, ranges: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = RawCall(tokens=8000)
+    sent.header.layers = layers
+    sent.header.prompts[0].pinned.extend(pb.TokenRange(start=2 * place, stop=2 * place + 1) for place in range(ranges))
+    monkeypatch.setattr(assembler, "plan_layers", None)
+    error = refused(sent)
+    assert (error.reason, error.argument) == ("TOO_LARGE", "prompts[0].pinned")
+
+
+def test_room_is_taken_for_an_answer_that_is_larger_than_what_came() -> None:
+    """All 1000 tokens of two heads are kept and nothing has to come: their indices take room, twice."""
+    sent = RawCall(tokens=1000)
+    sent.header.policy.CopyFrom(raw_policy(budget=1000))
+    sent.header.largest_layer_bytes = sent.header.total_bytes = 0
+    sent.tensors.clear()
+    call = send(sent)
+    assert call.admission.bytes_in_flight == 2 * (2 * 1000 * 8)
+    call.close()
+
+
+def tiny(layers: int) -> tuple[RawCall, list[pb.Descriptor]]:
+    """Layers of two tokens of one head of one f32, and a descriptor of each."""
+    sent = RawCall(layers=1, kv_heads=1, query_heads=1, tokens=2, head_dim=1, window=1)
+    sent.header.policy.CopyFrom(raw_policy(budget=1, window=1))
+    sent.header.policy.scorer = pb.SCORER_KNORM
+    sent.header.policy.ClearField("graph")
+    sent.header.query_heads = 0
+    sent.header.layers = layers
+    sent.header.largest_layer_bytes, sent.header.total_bytes = 8, 8 * layers
+    keys = pb.Descriptor(role=pb.ROLE_KEYS, dtype=pb.DTYPE_F32, dims=[1, 2, 1], layout=pb.LAYOUT_HND, count=2, byte_length=8)
+    described = [pb.Descriptor.FromString(keys.SerializeToString()) for _ in range(layers)]
+    for number, descriptor in enumerate(described):
+        descriptor.id = descriptor.layer = number
+    return sent, described
+
+
+def test_a_message_costs_what_it_touches_however_many_layers_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, described = tiny(40)
+    call = AssemblerCall(sent.header)
+    call.take(pb.SelectRequest(descriptors=described))
+    looked: list[int] = []
+    whole = ArrivingLayer.whole
+
+    def counted(layer: ArrivingLayer) -> bool:
+        looked.append(layer.plan.layer)
+        return whole(layer)
+
+    monkeypatch.setattr(ArrivingLayer, "whole", counted)
+    for layer, data in ((7, b"\0"), (9, bytes(8)), (7, bytes(7))):
+        offset = 1 if len(data) == 7 else 0
+        call.take(pb.SelectRequest(chunks=[pb.Chunk(descriptor=layer, offset=offset, data=data)]))
+    assert looked == [7, 9, 7]
+    assert list(call.sink.layers) == [(0, 9), (0, 7)]
+    with pytest.raises(InvalidInputError, match="not complete yet"):
+        call.take(pb.SelectRequest(chunks=[pb.Chunk(descriptor=9, offset=8, data=b"\0")]))
+    call.close()
+
+
+def test_layers_open_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembler, "MAX_OPEN_LAYERS", 3)
+    sent, described = tiny(5)
+    call = AssemblerCall(sent.header)
+    call.take(pb.SelectRequest(descriptors=described[:3]))
+    call.take(pb.SelectRequest(chunks=[pb.Chunk(descriptor=1, data=bytes(8))]))
+    call.take(pb.SelectRequest(descriptors=described[3:4]))
+    with pytest.raises(InvalidInputError, match="at most 3") as caught:
+        call.take(pb.SelectRequest(descriptors=described[4:]))
+    assert (caught.value.reason, caught.value.argument) == ("TOO_LARGE", "descriptor.layer")
     call.close()
