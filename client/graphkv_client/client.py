@@ -138,7 +138,7 @@ class CompressClient:
                 raise
             raise found from error
         finally:
-            exchange.cancel()
+            exchange.end()
 
     def stream(
         self,

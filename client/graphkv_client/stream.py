@@ -30,6 +30,8 @@ class Exchange:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._rpc: Any = None
+        self._making = threading.Lock()  # held while a message is made
+        self._ended = False
         self.failure: Exception | None = None
 
     def start(self, method: Any, requests: Iterator[Any], timeout: float) -> Iterator[Any]:
@@ -48,6 +50,16 @@ class Exchange:
         if self._rpc is not None:
             self._rpc.cancel()
 
+    def end(self) -> None:
+        """Cancels, and waits until gRPC's thread has left our code: it may be scoring, and reads the caller's arrays.
+
+        Without this an interpreter that ends meanwhile aborts, since it stops such threads in the middle of torch.
+        """
+        self._ended = True
+        self.cancel()
+        with self._making:
+            pass
+
     def failed(self, error: Exception) -> Exception:
         """Why the call failed, as the caller shall see it: what went wrong here comes before its effect on the wire."""
         found = self.failure or (error_of(error, self._call.request_id) if isinstance(error, grpc.RpcError) else error)
@@ -56,10 +68,19 @@ class Exchange:
         return found
 
     def _guarded(self, requests: Iterator[Any]) -> Iterator[Any]:
-        try:
-            yield from requests
-        except Exception as error:  # noqa: BLE001  # raised to the caller by `failed`; gRPC would only log it
-            self.failure = error
+        while True:
+            with self._making:
+                if self._ended:
+                    return
+                try:
+                    message = next(requests, None)
+                except Exception as error:  # noqa: BLE001  # raised to the caller by `failed`; gRPC would only log it
+                    self.failure = error
+                    message = None
+            if message is None:
+                break
+            yield message
+        if self.failure is not None:
             self.cancel()
 
 
@@ -115,7 +136,7 @@ class LayerStream:
             self._open = False
             self._changed.notify_all()
         if self._exchange is not None:
-            self._exchange.cancel()
+            self._exchange.end()
         if self._receiver is not None:
             self._receiver.join()
 
