@@ -128,17 +128,18 @@ def _prepared(layer: Layer, kernels: Kernels | None = None) -> Candidates:
 def _chosen(layer: Candidates, picked: Picked) -> Chosen:
     """The picked contenders and the always-kept tokens, together and ascending."""
     plan = layer.plan
+    if plan.keeps_all:
+        everything = torch.arange(plan.num_tokens, dtype=torch.int32, device=layer.ids.device)
+        return Chosen(everything.expand(layer.kv_heads, -1), picked.kept_score_ratio, picked.changed)
     keep = torch.zeros(layer.kv_heads, plan.num_tokens + 1, dtype=torch.bool, device=layer.ids.device)
     ids = torch.where(picked.kept, layer.ids, plan.num_tokens).to(torch.int64)  # one spare place for what is not kept
     keep.scatter_(1, ids, True)
     keep = keep[:, : plan.num_tokens]
     for start, stop in plan.always:
         keep[:, start:stop] = True
-    widths = keep.sum(dim=1).tolist()
-    tokens = keep.nonzero()[:, 1].to(torch.int32)
-    even = len(set(widths)) == 1
-    indices = tokens.view(layer.kv_heads, widths[0]) if even else list(tokens.split(widths))
-    return Chosen(indices, picked.kept_score_ratio, picked.changed)
+    rows = [head.nonzero()[:, 0].to(torch.int32) for head in keep]  # head by head: nonzero gives int64
+    even = len({row.shape[0] for row in rows}) == 1
+    return Chosen(torch.stack(rows) if even else rows, picked.kept_score_ratio, picked.changed)
 
 
 def _selection(index: int, prompt: Prompt, answers: list[Chosen | InvalidInputError]) -> Selection:

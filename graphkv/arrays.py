@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.utils.dlpack
 
+from graphkv.rows import lengths
 from graphkv.terms.errors import Reason, invalid
 
 __all__ = ["floating", "heads_first", "like", "to_torch", "value_norms"]
@@ -23,18 +24,32 @@ _ML_DTYPES = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, 
 def to_torch(argument: str, array: Any) -> torch.Tensor:
     """The array as a torch tensor that shares its memory; ml_dtypes' bfloat16 and float8 are read as torch's."""
     if isinstance(array, torch.Tensor):
+        if array.layout != torch.strided or array.device.type == "meta":
+            given = f"{array.layout} on {array.device}"
+            raise invalid(argument, given, "a dense tensor that holds its numbers", reason=Reason.BAD_SHAPE)
         return array.detach()
     if hasattr(array, "__array_interface__"):
-        writable = array if array.flags.writeable else array.copy()  # torch warns about read-only memory
-        foreign = _ML_DTYPES.get(array.dtype.name)
-        if foreign is None:
-            return torch.from_numpy(writable)
-        return torch.from_numpy(writable.view(f"uint{8 * foreign.itemsize}")).view(foreign)
+        return _from_numpy(argument, array)
     if hasattr(array, "__dlpack__"):
         return torch.utils.dlpack.from_dlpack(array)
     raise invalid(
         argument, type(array).__name__, "a numpy array, a torch tensor or an array with DLPack", reason=Reason.BAD_SHAPE
     )
+
+
+def _from_numpy(argument: str, array: Any) -> torch.Tensor:
+    """Copies only what torch cannot read in place: read-only memory, negative strides, foreign byte order."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("="))
+    elif not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    foreign = _ML_DTYPES.get(array.dtype.name)
+    try:
+        if foreign is None:
+            return torch.from_numpy(array)
+        return torch.from_numpy(array.view(f"uint{8 * foreign.itemsize}")).view(foreign)
+    except TypeError:
+        raise invalid(argument, str(array.dtype), "numbers that torch knows", reason=Reason.BAD_SHAPE) from None
 
 
 def floating(argument: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -53,8 +68,8 @@ def value_norms(values: torch.Tensor) -> torch.Tensor:
     """float32 [Hkv, n]: the length of each token's value, summed in float64; values [Hkv, n, any]."""
     if values.ndim != 3:
         raise invalid("values", list(values.shape), "[Hkv, n, any] in each layer", reason=Reason.BAD_SHAPE)
-    lengths = [torch.linalg.vector_norm(floating("values", head).to(torch.float64), dim=-1) for head in values]
-    return torch.stack(lengths).to(torch.float32)
+    floating("values", values)
+    return torch.stack([lengths(head).to(torch.float32) for head in values])
 
 
 def like(answer: torch.Tensor, given: Any) -> Any:

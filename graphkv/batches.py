@@ -40,6 +40,8 @@ def prompts_of(
         raise invalid("layout", layout, "HND or NHD", reason=Reason.BAD_SHAPE)
     if not isinstance(policy, Policy):
         raise invalid("policy", policy, "a Policy")
+    if rope is not None and not isinstance(rope, Rope):
+        raise invalid("rope", rope, "a Rope, or None")
     if not is_batch(inputs["keys"]):
         return [_prompt(inputs, policy, pinned or (), rope, layout)], False
     count = len(inputs["keys"])
@@ -65,6 +67,8 @@ def is_batch(keys: Any) -> bool:
 def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], rope: Rope | None, layout: str) -> Prompt:
     if inputs["keys"] is None:
         raise invalid("keys", None, "[L, Hkv, n, d], or a sequence of L arrays [Hkv, n, d]", reason=Reason.BAD_SHAPE)
+    if not isinstance(pinned, (list, tuple)):
+        raise invalid("pinned", pinned, "a list of (start, stop)", reason=Reason.BAD_SHAPE)
     per_layer = {name: _layers(name, given) for name, given in inputs.items() if given is not None}
     for own in per_layer["keys"]:
         if own.ndim != 3:
@@ -74,6 +78,9 @@ def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], ro
         if len(tensors) != len(keys):
             raise invalid(name, f"{len(tensors)} layers", f"{len(keys)} layers, as the keys", reason=Reason.BAD_SHAPE)
         if name in ("queries", "values", "similarity_keys"):
+            for own in tensors:
+                if own.ndim != 3:
+                    raise invalid(name, list(own.shape), "three axes in each layer", reason=Reason.BAD_SHAPE)
             per_layer[name] = [heads_first(tensor, layout) for tensor in tensors]
     per_layer["keys"] = keys
     if "values" in per_layer:

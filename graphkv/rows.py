@@ -7,7 +7,10 @@ import torch
 from graphkv.rope import unrotate
 from graphkv.terms.rope import Rope
 
-__all__ = ["Row", "unit"]
+__all__ = ["BLOCK", "Row", "lengths", "unit"]
+
+BLOCK = 8192
+"""Tokens whose keys are held in float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,25 @@ class Row:
 
     def unit_keys(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """[C, d]: each candidate's key (before rotary embedding, where asked for) over its norm."""
-        keys = self.keys if self.index is None else self.keys.index_select(0, self.index)  # type: ignore[union-attr]
-        if self.rope is not None and self.positions is not None:
-            keys = unrotate(keys, self.positions, self.rope)  # type: ignore[arg-type]
-        return unit(keys).to(dtype)  # type: ignore[arg-type]
+        if self.keys is None:
+            raise TypeError("a row whose graph reads no keys was asked for them")
+        made = torch.empty(self.size, self.keys.shape[-1], dtype=dtype, device=self.keys.device)
+        for start in range(0, self.size, BLOCK):
+            place = slice(start, min(start + BLOCK, self.size))
+            keys = self.keys[place] if self.index is None else self.keys.index_select(0, self.index[place])
+            if self.rope is not None and self.positions is not None:
+                keys = unrotate(keys, self.positions[place], self.rope)
+            made[place] = unit(keys)
+        return made
+
+
+def lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """float64 [n]: the length of each of [n, d], any float dtype, a block at a time."""
+    found = torch.empty(vectors.shape[0], dtype=torch.float64, device=vectors.device)
+    for start in range(0, vectors.shape[0], BLOCK):
+        own = vectors[start : start + BLOCK].to(torch.float64)
+        found[start : start + BLOCK] = torch.linalg.vector_norm(own, dim=-1)
+    return found
 
 
 def unit(keys: torch.Tensor) -> torch.Tensor:

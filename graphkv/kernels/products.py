@@ -34,13 +34,17 @@ def products(left: torch.Tensor, right: torch.Tensor, *, columns: int | None = N
             tile = right[start : start + _GPU_COLUMNS].to(torch.float64)
             out[:, start : start + tile.shape[0]] = exact @ tile.T
         return out
-    out = torch.empty(padded(rows, _ROWS), padded(wide, _COLUMNS), dtype=torch.float32)
-    upper = torch.zeros(out.shape[0], left.shape[1], dtype=torch.float32)
+    out = torch.empty(rows, padded(wide, _COLUMNS), dtype=torch.float32)
+    upper = torch.zeros(padded(rows, _ROWS), left.shape[1], dtype=torch.float32)
     upper[:rows] = left
+    spare = None if rows == upper.shape[0] else torch.empty(upper.shape[0], _COLUMNS, dtype=torch.float32)
     tile = torch.empty(_COLUMNS, left.shape[1], dtype=torch.float32)
     for start in range(0, count, _COLUMNS):
         given = right[start : start + _COLUMNS]
         tile[: given.shape[0]] = given
         tile[given.shape[0] :] = 0.0
-        torch.mm(upper, tile.T, out=out[:, start : start + _COLUMNS])
-    return out[:rows, :wide]
+        place = out[:, start : start + _COLUMNS]
+        torch.mm(upper, tile.T, out=place if spare is None else spare)
+        if spare is not None:
+            place.copy_(spare[:rows])
+    return out[:, :wide]

@@ -8,6 +8,7 @@ import torch
 from graphkv.finite import check_finite
 from graphkv.kernels import Kernels
 from graphkv.layer import Layer
+from graphkv.rows import lengths
 
 __all__ = ["score"]
 
@@ -15,5 +16,4 @@ __all__ = ["score"]
 def score(layer: Layer, kernels: Kernels) -> torch.Tensor:
     """float32 [Hkv, n]: the negative length of each key, summed in float64."""
     check_finite("keys", layer.keys, layer.plan.layer)
-    lengths = [torch.linalg.vector_norm(head.to(torch.float64), dim=-1) for head in layer.keys]
-    return -torch.stack(lengths).to(torch.float32)
+    return -torch.stack([lengths(head).to(torch.float32) for head in layer.keys])

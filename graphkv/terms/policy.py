@@ -17,6 +17,7 @@ from graphkv.terms.errors import invalid, unknown_name
 
 __all__ = ["Graph", "Policy"]
 
+_WIDEST_POOL = 1023  # beyond any use, and pooling costs its width for every token
 _FINGERPRINT_VERSION = "1:"  # a changed default needs a new prefix: answers are compared by it
 
 
@@ -89,7 +90,7 @@ class Graph:
         return max(contended, math.ceil(self.candidates * budget - 1e-9))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Policy:
     """Which tokens each KV head keeps.
 
@@ -130,9 +131,10 @@ class Policy:
         if self.page_align is not None:
             _set(self, "page_align", _whole("page_align", self.page_align, 1, None, "an integer >= 1, or None"))
         if self.pool_width is not None:
-            _set(self, "pool_width", _whole("pool_width", self.pool_width, 1, None, "an odd integer >= 1, or None"))
+            allowed = f"an odd integer from 1 to {_WIDEST_POOL}, or None"
+            _set(self, "pool_width", _whole("pool_width", self.pool_width, 1, _WIDEST_POOL, allowed))
             if self.pool_width % 2 == 0:
-                raise invalid("pool_width", self.pool_width, "an odd integer >= 1, or None")
+                raise invalid("pool_width", self.pool_width, allowed)
         if self.graph is not None and not isinstance(self.graph, Graph):
             raise invalid("graph", self.graph, "a Graph, or None for the base method alone")
         _set(self, "options", _options(self.options, (self.scorer, self.budget_allocation)))
@@ -190,9 +192,18 @@ class Policy:
         """Whether a call must bring `rope=` or `similarity_keys=`."""
         return self.graph is not None and self.graph.propagates and self.graph.similarity == "pre_rope"
 
+    def __eq__(self, other: object) -> bool:
+        return self.fingerprint == other.fingerprint if isinstance(other, Policy) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that are equal exactly for policies that differ in no field; stable between releases."""
+        """16 hex digits that are equal exactly for equal policies; stable between releases.
+
+        A setting written out and the same one left at its default are equal; one token (1) and all of them (1.0) are not.
+        """
         changed = json.dumps(self._changed(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256((_FINGERPRINT_VERSION + changed).encode()).hexdigest()[:16]
 
@@ -218,6 +229,8 @@ class Policy:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Policy":
         """The policy of `to_dict`. A field it does not know, or a bad value, raises InvalidInputError naming it."""
+        if not isinstance(fields, Mapping):
+            raise invalid("policy", fields, "a mapping of field names to values")
         known = {entry.name for entry in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
@@ -249,7 +262,11 @@ def _options(given: object, users: tuple[str, ...]) -> tuple[tuple[str, float], 
         raise invalid("options", given, "a mapping of names to numbers")
     known = {name: terms for name, terms in OPTIONS.items() if terms.of in users}
     options = []
-    for name, value in sorted((given if isinstance(given, Mapping) else dict(given)).items()):
+    try:
+        pairs = sorted(dict(given).items())
+    except (TypeError, ValueError):
+        raise invalid("options", given, "a mapping of names to numbers") from None
+    for name, value in pairs:
         if name not in known:
             raise unknown_name("options", name, known or ("nothing: this policy has no options",))
         terms = known[name]

@@ -1,6 +1,8 @@
 """select(): what a caller may hand in, what comes back, and that a row's answer is its own."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,6 +211,48 @@ def test_bad_input_is_named(change: dict[str, object], argument: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         graphkv.select(**inputs)
     assert caught.value.argument == argument, caught.value
+
+
+def test_arrays_torch_cannot_read_in_place_are_copied() -> None:
+    inputs = {role: array.numpy() for role, array in prompt().items()}
+    wanted = select(Policy(40), **inputs)
+    same(wanted, select(Policy(40), **{role: array.astype(">f4") for role, array in inputs.items()}))
+    turned = {role: array[:, :, ::-1].copy()[:, :, ::-1] for role, array in inputs.items()}
+    same(wanted, select(Policy(40), **turned))
+
+
+@pytest.mark.parametrize(("change", "argument"), [
+    ({"keys": torch.zeros(LAYERS, HEADS, TOKENS, DIM, device="meta")}, "keys"), ({"keys": np.full((2, 3, 50, 4), "x")}, "keys"),
+    ({"queries": torch.zeros(LAYERS, 32, DIM), "layout": "NHD"}, "queries"), ({"pinned": 5}, "pinned"), ({"rope": "x"}, "rope"),
+    ({"queries": np.full((2, 3, 50, 4), None)}, "queries"), ({"keys": torch.zeros(2, 3, 50, 4).to_sparse()}, "keys"),
+])  # fmt: skip
+def test_what_is_no_array_of_numbers_is_named(change: dict[str, object], argument: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        graphkv.select(**{"policy": Policy(40), **prompt(), **change})
+    assert caught.value.argument == argument, caught.value
+
+
+@pytest.mark.parametrize(("scorer", "graph", "dim", "most"), [
+    ("knorm", None, 64, 60), ("keydiff", None, 64, 60), ("knorm", Policy.paper(1).graph, 16, 200), ("snapkv", None, 64, 120),
+], ids=["knorm", "keydiff", "paper", "snapkv"])  # fmt: skip
+def test_memory_is_bounded_by_constants(scorer: str, graph: Graph | None, dim: int, most: int) -> None:
+    """Beside the keys, in a process of its own: peak resident MiB for half a million tokens, above what was there before."""
+    program = f"""
+import resource, torch, graphkv
+torch.set_num_threads(2)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+policy = graphkv.Policy.from_dict({Policy(512, scorer=scorer, graph=graph).to_dict()!r})
+def run(n):
+    keys = torch.randn(1, 1, n, {dim})
+    queries = torch.randn(1, 2, 32, {dim}) if policy.scorer == "snapkv" else None
+    before = peak()
+    graphkv.select(keys, queries=queries, policy=policy)
+    return peak() - before
+run(2000)
+print(run(500_000))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) <= most
 
 
 def test_lies_about_candidates_are_refused() -> None:

@@ -23,7 +23,7 @@ from graphkv.terms.selection import LayerSelection
     ({"budget": 1.5}, "budget"), ({"budget": float("nan")}, "budget"), ({"budget": "512"}, "budget"), ({"budget": None}, "budget"),
     ({"scorer": "h3o"}, "scorer"), ({"scorer": None}, "scorer"), ({"budget_allocation": "cone"}, "budget_allocation"),
     ({"window": 0}, "window"), ({"window": -1, "scorer": "knorm"}, "window"), ({"window": 1.0}, "window"), ({"window": True}, "window"),
-    ({"pool_width": 4}, "pool_width"), ({"pool_width": 0}, "pool_width"), ({"pooling": "sum"}, "pooling"), ({"sinks": -1}, "sinks"),
+    ({"pool_width": 4}, "pool_width"), ({"pool_width": 0}, "pool_width"), ({"pool_width": 1025}, "pool_width"), ({"pooling": "sum"}, "pooling"), ({"sinks": -1}, "sinks"),
     ({"granularity": "token"}, "granularity"), ({"page_align": 0}, "page_align"), ({"graph": "paper"}, "graph"),
 ])  # fmt: skip
 def test_a_bad_policy_names_its_field(fields: dict[str, object], argument: str) -> None:
@@ -108,8 +108,16 @@ def test_a_policy_survives_its_dict(policy: Policy) -> None:
     assert pickle.loads(pickle.dumps(policy)) == policy
 
 
+def test_equal_policies_are_those_that_choose_alike() -> None:
+    assert Policy(1) != Policy(1.0)
+    assert len({Policy(1), Policy(1.0)}) == 2
+    assert Policy(64, pool_width=7) == Policy(64)
+    assert hash(Policy(64, pool_width=7)) == hash(Policy(64))
+    assert Policy(64) != 64
+
+
 def test_from_dict_names_what_it_does_not_know() -> None:
-    for fields in ({}, {"budget": 5, "depth": 3}, {"budget": 5, "graph": {"depth": 3}}):
+    for fields in (None, {}, {"budget": 5, "depth": 3}, {"budget": 5, "graph": {"depth": 3}}):
         with pytest.raises(InvalidInputError):
             Policy.from_dict(fields)
 

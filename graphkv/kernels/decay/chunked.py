@@ -15,7 +15,9 @@ __all__ = ["decay", "edges_of_sources"]
 
 SAME = 1.0 - 2.0**-16
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
-_BLOCK = 64  # sources at a time
+_BLOCK = 64  # sources at a time, fewer where there are many candidates
+_EDGES = 16 * 2**20  # bytes of similarities held at once, in float32
+_FACTORS = 8 * 2**20  # and of factors, in float64
 
 
 def decay(row: Row, graph: Graph) -> torch.Tensor:
@@ -28,14 +30,16 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
     signal = torch.full_like(row.scores, 0.0 if graph.update == "additive" else 1.0)
     touched = torch.zeros_like(is_source)
     sign = 1.0 if graph.signal == "enhance" else -1.0
-    for start in range(0, sources.shape[0], _BLOCK):
-        edges = edges_of_sources(unit[sources[start : start + _BLOCK]], unit, is_source, row.neighbors, graph.threshold)
-        touched |= (edges > 0.0).any(dim=0)
-        sent = edges.to(torch.float64).mul_(sign * graph.strength)
-        if graph.update == "additive":
-            signal += sent.sum(dim=0)
-        else:
-            signal *= sent.add_(1.0).prod(dim=0)
+    block = min(_BLOCK, max(1, _EDGES // (4 * row.size)))
+    for start in range(0, sources.shape[0], block):
+        edges = edges_of_sources(unit[sources[start : start + block]], unit, is_source, row.neighbors, graph.threshold)
+        for part in edges.split(max(1, _FACTORS // (8 * row.size))):
+            touched |= (part > 0.0).any(dim=0)
+            sent = part.to(torch.float64).mul_(sign * graph.strength)
+            if graph.update == "additive":
+                signal += sent.sum(dim=0)
+            else:
+                signal *= sent.add_(1.0).prod(dim=0)
     if graph.signal == "evict":
         return _evicted(row.scores, touched)
     if graph.update == "additive":
