@@ -113,8 +113,11 @@ def host_view(argument: str, array: Any) -> tuple[Raw, str]:
 
 
 def as_float32(array: Any) -> Any:
-    """The array as float32, itself where it is one already."""
-    return array.float() if is_tensor(array) else array.astype(np.float32, copy=False)
+    """The array as float32, itself where it is one already; larger numbers become infinite, which is refused by name."""
+    if is_tensor(array):
+        return array.float()
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
 
 
 def norms(argument: str, array: Any) -> Any:
@@ -124,7 +127,9 @@ def norms(argument: str, array: Any) -> Any:
     if is_tensor(array):
         lengths = [head.double().norm(dim=-1).float() for head in array]
         return sys.modules["torch"].stack(lengths)
-    return np.stack([np.sqrt(np.square(head.astype(np.float64)).sum(axis=-1)) for head in array]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        lengths = [np.sqrt(np.square(head.astype(np.float64)).sum(axis=-1)) for head in array]
+        return np.stack(lengths).astype(np.float32)
 
 
 def recorded_event(array: Any) -> Any:

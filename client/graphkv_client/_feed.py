@@ -4,6 +4,7 @@ Decides when the call can be opened (its header states every size), which chunks
 what is missing. No thread, no clock, no socket: the streams of `client` and `aio` guard it and wait.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from graphkv_proto.tensors import TOKEN_AXIS
 
 from graphkv.terms.always_kept import Range
 from graphkv.terms.catalogue import SCORERS
-from graphkv.terms.errors import InvalidInputError, Reason, invalid
+from graphkv.terms.errors import Reason, invalid
 from graphkv.terms.needs import check_graph_inputs, check_source, naming_values
 from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
 from graphkv_client._arrays import Answer, answer_like, copied, is_tensor, recorded_event
 from graphkv_client._inputs import CallTerms, arrays_of, check_sources, check_terms, checked_pinned
-from graphkv_client._pieces import Form, Part, Preparation, Work
+from graphkv_client._pieces import Form, Part, Preparation, Work, wire_dtype
 from graphkv_client._preparation import preparation_for
+from graphkv_client.options import is_integer
 
 __all__ = ["Feed", "Place", "Put"]
 
@@ -64,35 +66,47 @@ class Put:
 
 
 class _Layer:
-    """What came of one layer and has not all been queued."""
+    """What came of one layer and has not all been queued. A put costs the same however many came before."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
+        self.came = 0  # tokens
         self.parts: list[Part] = []
         self.queued = 0  # parts[:queued] were
         self.copied = 0
-
-    @property
-    def came(self) -> int:
-        """How many tokens."""
-        return sum(part.tokens for part in self.parts)
+        self.dims: dict[str, tuple[int, ...]] = {}  # of its roles, as if the parts were joined
+        self.first: dict[str, Any] = {}  # of each role that came, the first of its arrays
+        self._ranges: list[Range] = []  # that came, ascending; neighbours are one
 
     @property
     def complete(self) -> bool:
         """Whether all tokens came."""
         return self.came == self.tokens
 
-    def arrays(self) -> dict[str, Any]:
-        """For each role that came, the first of its arrays."""
-        return {role: array for part in reversed(self.parts) for role, array in part.arrays.items()}
+    def joined(self, arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The dims of its roles with these arrays; raises InvalidInputError where they do not fit what came."""
+        return self.dims | {role: _joined(role, self.dims.get(role), tuple(array.shape)) for role, array in arrays.items()}
 
-    def dims(self) -> dict[str, tuple[int, ...]]:
-        """The dims of the layer's roles as if its parts were joined; raises InvalidInputError where they do not fit."""
-        dims: dict[str, tuple[int, ...]] = {}
-        for part in self.parts:
-            for role, array in part.arrays.items():
-                dims[role] = _joined(role, dims.get(role), tuple(array.shape))
-        return dims
+    def overlapped(self, start: int, stop: int) -> Range | None:
+        """A range that came before and shares tokens with this one, or None."""
+        place = bisect_left(self._ranges, (start, start))
+        near = self._ranges[max(0, place - 1) : place + 1]
+        return next((one for one in near if start < one[1] and one[0] < stop), None)
+
+    def add(self, part: Part, dims: dict[str, tuple[int, ...]]) -> None:
+        """Takes a part that fits; `dims`: what `joined` said of it."""
+        self.parts.append(part)
+        self.came += part.tokens
+        self.dims = dims
+        self.first = {**part.arrays, **self.first}
+        start, stop = part.start, part.start + part.tokens
+        place = bisect_left(self._ranges, (start, stop))
+        if place and self._ranges[place - 1][1] == start:
+            place -= 1
+            start = self._ranges.pop(place)[0]
+        if place < len(self._ranges) and self._ranges[place][0] == stop:
+            stop = self._ranges.pop(place)[1]
+        self._ranges.insert(place, (start, stop))
 
 
 class Feed:
@@ -118,6 +132,8 @@ class Feed:
         self._layers: dict[Place, _Layer] = {}
         self._done: set[Place] = set()
         self._queue: deque[Work] = deque()
+        self._on_torch: bool | None = None  # the kind of the keys; None before the first put
+        self._dtypes: dict[str, str] = {}  # of the roles that came, in any layer
 
     @property
     def complete(self) -> bool:
@@ -148,8 +164,9 @@ class Feed:
             raise invalid("keys", None, "given", reason=Reason.BAD_SHAPE)
         _within("layer", layer, self.layers)
         _within("prompt", prompt, len(self.prompts) or 1)
-        if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
+        if start is not None and (not is_integer(start) or start < 0):
             raise invalid("start", start, "the place of the chunk's first token", reason=Reason.BAD_LAYOUT)
+        layer, prompt, start = int(layer), int(prompt), None if start is None else int(start)
         if start and not self.prompts:
             raise invalid("start", start, "left out unless stream() was given num_tokens=", reason=Reason.BAD_LAYOUT)
         put = Put(prompt, layer, start, arrays_of(given, self.terms), answer_like(given["keys"]))
@@ -168,24 +185,22 @@ class Feed:
         on_torch = is_tensor(put.arrays["keys"])
         if place in self._done:
             raise invalid("layer", put.layer, "one that was not put before", reason=Reason.BAD_LAYOUT)
-        if self.preparation is not None and on_torch is not self.preparation.computes:
+        if self._on_torch not in (None, on_torch):
             raise invalid("keys", "another kind of array", "of the kind that was put before", reason=Reason.BAD_SHAPE)
+        dtypes = self._dtypes | {role: self._dtype(role, array) for role, array in put.arrays.items()}
         prompts = self.prompts or _prompts([put.tokens], self._pinned, batched=False)
         layer = self._layers.get(place) or _Layer(prompts[put.prompt][0])
         self._check_range(put, layer)
-        layer.parts.append(Part(put.start or 0, put.arrays, recorded_event(put.arrays["keys"])))
-        try:
-            form = self._form(put, layer)
-            opening = form is not None and self.preparation is None
-            if form is not None and opening:
-                self.preparation = preparation_for(
-                    self.terms, prompts, self.layers, on_torch=on_torch, caller_scores=form.caller_scores
-                )
-                self.form = form
-        except InvalidInputError:
-            layer.parts.pop()
-            raise
-        self.prompts = prompts
+        dims = layer.joined(put.arrays)
+        form = self._form(put, layer, dims)
+        opening = form is not None and self.preparation is None
+        if form is not None and opening:
+            self.preparation = preparation_for(
+                self.terms, prompts, self.layers, on_torch=on_torch, caller_scores=form.caller_scores
+            )
+            self.form = form
+        layer.add(Part(put.start or 0, put.arrays, recorded_event(put.arrays["keys"])), dims)
+        self.prompts, self._on_torch, self._dtypes = prompts, on_torch, dtypes
         self._layers[place] = layer
         self.answers.setdefault(place, put.answer)
         layer.copied += put.copied
@@ -212,18 +227,28 @@ class Feed:
         if stop > layer.tokens:
             allowed = f"a range within the prompt's {layer.tokens} tokens"
             raise invalid("keys", f"tokens {start} to {stop}", allowed, reason=Reason.BAD_LAYOUT)
-        for part in layer.parts:
-            if start < part.start + part.tokens and part.start < stop:
-                allowed = f"outside tokens {part.start} to {part.start + part.tokens} of layer {put.layer}, put before"
-                raise invalid("start", f"tokens {start} to {stop}", allowed, reason=Reason.BAD_LAYOUT)
+        if (before := layer.overlapped(start, stop)) is not None:
+            allowed = f"outside tokens {before[0]} to {before[1]} of layer {put.layer}, put before"
+            raise invalid("start", f"tokens {start} to {stop}", allowed, reason=Reason.BAD_LAYOUT)
 
-    def _form(self, put: Put, layer: _Layer) -> Form | None:
-        """The form this put tells, checked against the one known; None where it does not tell enough."""
-        policy, dims = self.terms.policy, layer.dims()
-        if layer.complete:
+    def _dtype(self, role: str, array: Any) -> str:
+        """The dtype that the array travels as; raises InvalidInputError where the role came as another before."""
+        name = wire_dtype(role, array)
+        before = self._dtypes.get(role, name)
+        if name != before:
+            raise invalid(role, name, f"{before}, as in the chunk or layer before", reason=Reason.BAD_SHAPE)
+        return name
+
+    def _form(self, put: Put, layer: _Layer, dims: Mapping[str, tuple[int, ...]]) -> Form | None:
+        """The form that the layer tells with this put, whose dims are these then, checked against the one known.
+
+        None where they do not tell enough.
+        """
+        policy = self.terms.policy
+        if layer.came + put.tokens == layer.tokens:
             shapes = Shapes.of_layer(dims, layers=self.layers)
             check_sources(policy, dims, shapes)
-            form = Form.of(layer.arrays(), shapes)
+            form = Form.of({**put.arrays, **layer.first}, shapes)
             if self.form is not None:
                 _check_alike(form, self.form, complete=True)
             return form
@@ -279,9 +304,6 @@ def _check_alike(given: Form, first: Form, *, complete: bool) -> None:
         raise invalid(
             sorted(different)[0], f"a layer of {arrays}", f"{allowed}, as the stream's first", reason=Reason.BAD_SHAPE
         )
-    for role, dtype in given.dtypes.items():
-        if dtype != first.dtypes[role]:
-            raise invalid(role, dtype, f"{first.dtypes[role]}, as in the stream's first layer", reason=Reason.BAD_SHAPE)
     sizes = [
         ("keys", given.shapes.kv_heads, first.shapes.kv_heads),
         ("keys", given.shapes.head_dim, first.shapes.head_dim),
@@ -309,11 +331,11 @@ def _prompts(tokens: Sequence[int], pinned: Any, *, batched: bool) -> tuple[tupl
 
 
 def _positive(argument: str, given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+    if not is_integer(given) or given < 1:
         raise invalid(argument, given, "an integer >= 1", reason=Reason.BAD_SHAPE)
-    return given
+    return int(given)
 
 
 def _within(argument: str, given: Any, count: int) -> None:
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < count:
+    if not is_integer(given) or not 0 <= given < count:
         raise invalid(argument, given, f"an integer from 0 to {count - 1}", reason=Reason.BAD_SHAPE)

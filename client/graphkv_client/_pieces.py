@@ -13,7 +13,7 @@ from graphkv.terms.shapes import EXTRA_ROLES, Shapes
 from graphkv_client._arrays import Raw, as_float32, concatenated, dtype_name, host_view, wait_for
 from graphkv_client._inputs import HEADED
 
-__all__ = ["Form", "Part", "Piece", "Preparation", "Work", "piece_of"]
+__all__ = ["Form", "Part", "Piece", "Preparation", "Work", "piece_of", "wire_dtype"]
 
 
 FLOAT32 = ("scores", *EXTRA_ROLES)
@@ -100,7 +100,7 @@ class Form:
     @classmethod
     def of(cls, arrays: Mapping[str, Any], shapes: Shapes) -> "Form":
         """The form of a layer's arrays (or of a chunk's, as far as they tell)."""
-        dtypes = {role: "f32" if role in FLOAT32 else dtype_name(role, array) for role, array in arrays.items()}
+        dtypes = {role: wire_dtype(role, array) for role, array in arrays.items()}
         extra = int(arrays["similarity_keys"].shape[2]) if "similarity_keys" in arrays else 0
         rows = shapes.kv_heads if "positions" in arrays and arrays["positions"].ndim == 2 else 1
         return cls(shapes, dtypes, extra, rows)
@@ -157,6 +157,11 @@ def joined(parts: Sequence[Part]) -> Mapping[str, Any]:
         pieces = [part.arrays[role] for part in in_order if role in part.arrays]
         arrays[role] = pieces[0] if len(pieces) == 1 else concatenated(pieces, tensors.TOKEN_AXIS[role])
     return arrays
+
+
+def wire_dtype(role: str, array: Any) -> str:
+    """The name of the dtype that the role's array travels as."""
+    return "f32" if role in FLOAT32 else dtype_name(role, array)
 
 
 def piece_of(role: str, array: Any, *, start: int = 0, ranged: bool = True) -> Piece:

@@ -1,11 +1,12 @@
 """ClientOptions: how a client behaves, checked once at construction. Reads no environment; knows no gRPC."""
 
 import math
+import numbers
 from dataclasses import dataclass
 
 from graphkv.terms.errors import invalid
 
-__all__ = ["ClientOptions", "check_timeout"]
+__all__ = ["ClientOptions", "check_timeout", "is_integer"]
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_BUFFERED_BYTES = 256 * 2**20
@@ -28,14 +29,23 @@ class ClientOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.address, str) or not self.address.strip():
             raise invalid("address", self.address, '"host:port" or a gRPC target')
-        check_timeout(self.timeout)
+        object.__setattr__(self, "timeout", check_timeout(self.timeout))  # a numpy float would round the clock
         size = self.max_buffered_bytes
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_integer(size) or size < 1:
             raise invalid("max_buffered_bytes", size, "a positive number of bytes")
 
 
 def check_timeout(timeout: object) -> float:
     """The timeout in seconds; InvalidInputError where it is no positive, finite number. Every call has a deadline."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+    try:
+        seconds = float(timeout) if not isinstance(timeout, bool) and isinstance(timeout, numbers.Real) else math.nan
+    except OverflowError:
+        seconds = math.inf
+    if not 0 < seconds < math.inf:
         raise invalid("timeout", timeout, "a positive, finite number of seconds")
-    return float(timeout)
+    return seconds
+
+
+def is_integer(given: object) -> bool:
+    """Whether it is a whole number of Python's or numpy's; bools are none."""
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)

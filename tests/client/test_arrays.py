@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from graphkv_client import Graph, InvalidInputError, Policy, Rope
-from graphkv_client._arrays import answer_like, dtype_name, host_view, read
+from graphkv_client._arrays import answer_like, dtype_name, host_view, norms, read
 from graphkv_client._inputs import CallTerms, prompts_of
 from graphkv_client._pieces import piece_of
 
@@ -142,6 +142,14 @@ def test_scores_travel_as_float32(dtype: Any) -> None:
     piece = piece_of("scores", np.array([[0.5, -np.inf, 2.0]], dtype))
     assert piece.dtype == "f32"
     assert piece.array.tolist() == [[0.5, -np.inf, 2.0]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_numbers_beyond_float32_become_infinite_without_a_warning(kind: Any) -> None:
+    large = kind(np.array([[1e300, -1e300, 1.0]]))
+    assert piece_of("scores", large).array.tolist() == [[np.inf, -np.inf, 1.0]]
+    assert norms("values", large[None]).tolist() == [[np.inf]]
 
 
 # --- what a call is made of ---------------------------------------------------------------------------------------------

@@ -247,6 +247,9 @@ def test_a_closed_client_raises(server: Server, prompt: dict[str, Any]) -> None:
         ({"timeout": 0}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
         ({"timeout": True}, "timeout"),
+        ({"timeout": np.bool_(True)}, "timeout"),
+        ({"timeout": 10**400}, "timeout"),
+        ({"timeout": "30"}, "timeout"),
         ({"max_buffered_bytes": 0}, "max_buffered_bytes"),
     ],
 )
@@ -255,6 +258,14 @@ def test_options_are_checked_at_construction(options: dict[str, Any], argument: 
         with pytest.raises(InvalidInputError) as raised:
             make(**{"address": "127.0.0.1:1", **options})
         assert raised.value.argument == argument
+
+
+@pytest.mark.parametrize("timeout", [np.float32(20), np.float64(20), np.int64(20), 20])
+def test_a_timeout_is_any_real_number(client: CompressClient, timeout: Any) -> None:
+    assert client.ping(timeout=timeout) < 20
+    assert ClientOptions(address="127.0.0.1:1", timeout=timeout, max_buffered_bytes=np.int64(9)).timeout == 20
+    with CompressClient(client._options.address, timeout=timeout) as own:
+        assert type(own._limit(None)) is type(own._limit(timeout)) is float
 
 
 def test_capabilities_and_ping(client: CompressClient) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphkv_client import Graph, InvalidInputError, Policy
+from graphkv_client import Graph, InvalidInputError, Policy, _feed
 from graphkv_client._feed import Feed
 from graphkv_client._inputs import CallTerms
 from graphkv_client._pieces import Work
@@ -219,10 +219,12 @@ def test_a_chunk_is_checked_before_it_goes(chunk: dict[str, Any], argument: str)
     [
         ({"keys": keys(5), "start": 4}, "start", "BAD_LAYOUT"),
         ({"keys": keys(16, dim=4), "start": 5}, "keys", "BAD_SHAPE"),
+        ({"keys": keys(16).astype(np.float16), "start": 5}, "keys", "BAD_SHAPE"),
+        ({"start": 5, **as_torch(keys=keys(16))}, "keys", "BAD_SHAPE"),
         ({"keys": keys(16), "start": 5, "queries": queries()}, "queries", "BAD_LAYOUT"),
         ({"keys": keys(16), "start": 5, "scores": np.ones((2, 16), np.float32)}, "scores", "BAD_SHAPE"),
     ],
-    ids=["overlap", "head_dim", "queries twice", "two sources"],
+    ids=["overlap", "head_dim", "dtype", "kind", "queries twice", "two sources"],
 )
 def test_chunks_of_a_layer_fit_together(second: dict[str, Any], argument: str, reason: str) -> None:
     own = feed()
@@ -259,3 +261,54 @@ def test_a_chunk_needs_the_length() -> None:
     with pytest.raises(InvalidInputError, match="num_tokens") as raised:
         put(own, 0, keys=keys(5), start=3)
     assert raised.value.argument == "start"
+
+
+@pytest.mark.parametrize("other", [keys(16).astype(np.float16), torch.from_numpy(keys(16))], ids=["dtype", "kind"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_chunks_are_alike_before_the_form_is_known(other: Any, layer: int) -> None:
+    own = feed()
+    put(own, 0, keys=keys(5), start=0)
+    assert own.form is None
+    with pytest.raises(InvalidInputError) as raised:
+        put(own, layer, keys=other, start=5)
+    assert (raised.value.argument, raised.value.reason) == ("keys", "BAD_SHAPE")
+    put(own, 0, keys=keys(16), queries=queries(), start=5)
+    assert len(taken(own)) == 1
+
+
+@pytest.mark.parametrize(
+    "order", [range(60), reversed(range(60)), (*range(0, 60, 2), *range(1, 60, 2))], ids=["up", "down", "gaps"]
+)
+def test_a_layer_a_token_at_a_time(order: Any) -> None:
+    own, left = feed(layers=1, tokens=60), list(order)
+    for start in left[:-1]:
+        put(own, 0, keys=keys(1), start=start)
+        with pytest.raises(InvalidInputError, match="put before") as raised:
+            put(own, 0, keys=keys(1), start=start)
+        assert raised.value.argument == "start"
+    assert "59 of 60 tokens came" in own.missing()
+    put(own, 0, keys=keys(1), queries=queries(), start=left[-1])
+    assert own.complete
+
+
+def test_a_put_costs_the_same_however_many_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    joined = _feed._joined
+    monkeypatch.setattr(_feed, "_joined", lambda role, *dims: looked.append(role) or joined(role, *dims))
+    own = feed(layers=1, tokens=500)
+    for start in range(499):
+        put(own, 0, keys=keys(1), start=start)
+    assert len(looked) == 499
+    assert own._layers[0, 0]._ranges == [(0, 499)]
+
+
+def test_numpys_integers_are_integers() -> None:
+    own = Feed(CallTerms(POLICY), layers=np.int64(1), tokens=[np.int32(TOKENS), np.int64(5)], pinned=None)  # type: ignore[list-item, arg-type]
+    put(own, np.int64(0), prompt=np.int32(1), keys=keys(5), queries=queries())  # type: ignore[arg-type]
+    put(own, np.int64(0), start=np.uint8(16), keys=keys(5), queries=queries())  # type: ignore[arg-type]
+    put(own, np.int64(0), start=np.uint8(0), keys=keys(16))  # type: ignore[arg-type]
+    assert own.complete
+    assert {type(one) for place in own.answers for one in place} == {int}
+    assert all(type(work.ahead[0].start) is int for work in taken(own))
+    with pytest.raises(InvalidInputError):
+        feed(layers=np.bool_(True))  # type: ignore[arg-type]
