@@ -21,6 +21,7 @@ __all__ = [
     "Raw",
     "answer_like",
     "as_float32",
+    "as_torch_reads",
     "concatenated",
     "copied",
     "dtype_name",
@@ -63,7 +64,7 @@ def read(argument: str, array: Array) -> Any:
     if isinstance(array, np.ndarray):
         return array
     if is_tensor(array):
-        return array.detach()
+        return _strided(argument, array.detach())
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         return _from_dlpack(argument, array)
     allowed = "a numpy array, a torch tensor or an array with DLPack"
@@ -118,6 +119,16 @@ def as_float32(array: Any) -> Any:
         return array.float()
     with np.errstate(over="ignore"):
         return array.astype(np.float32, copy=False)
+
+
+def as_torch_reads(array: Any) -> Any:
+    """The array; a copy of a numpy array that torch cannot view: of foreign byte order, or with strides it has not."""
+    if is_tensor(array):
+        return array
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    viewable = array.flags.aligned and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    return array if viewable else array.copy()
 
 
 def norms(argument: str, array: Any) -> Any:
@@ -176,6 +187,15 @@ def answer_like(example: Array) -> Answer:
         return from_dlpack if from_dlpack is not None else lambda indices: indices
     device = _from_dlpack("keys", example).device
     return lambda indices: (from_dlpack or _same)(_to_device(device)(indices))
+
+
+def _strided(argument: str, tensor: Any) -> Any:
+    """The tensor, where it has numbers at strides; InvalidInputError for the other kinds torch has."""
+    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    kind = "meta" if tensor.device.type == "meta" else kind
+    if kind != "strided":
+        raise invalid(argument, f"a {kind} tensor", "a dense tensor with data", reason=Reason.BAD_SHAPE)
+    return tensor.resolve_neg()
 
 
 def _same(array: Any) -> Any:

@@ -184,8 +184,9 @@ def _prompt(given: Mapping[str, Any], terms: CallTerms, pinned: Any) -> PromptIn
     layers = []
     for place in range(count):
         own = {name: arrays[place] for name, arrays in per_layer.items()}
+        views = arrays_of(own, terms)
         answer = answer_like(example[place] if isinstance(example, list | tuple) else example)
-        layers.append(layer_of(arrays_of(own, terms), answer, terms))
+        layers.append(layer_of(views, answer, terms))
     tokens = layers[0].shapes.tokens
     for layer in layers:
         if layer.shapes.tokens != tokens:

@@ -12,7 +12,7 @@ from graphkv_proto.tensors import item_size
 
 from graphkv.terms.always_kept import Range
 from graphkv.terms.needs import naming_values
-from graphkv_client._arrays import is_tensor, torch_module
+from graphkv_client._arrays import as_torch_reads, is_tensor, torch_module
 from graphkv_client._inputs import CallTerms
 from graphkv_client._pieces import Form, Piece, piece_of
 
@@ -82,7 +82,8 @@ class Prescore:
         with self._torch.inference_mode(), naming_values():
             device = arrays["keys"].device
             tensors = {
-                role: (array if is_tensor(array) else self._to_torch(role, array)).to(device) for role, array in arrays.items()
+                role: (array if is_tensor(array) else self._to_torch(role, as_torch_reads(array))).to(device)
+                for role, array in arrays.items()
             }
             given = self._layer(plan, rope=self._rope, **tensors)
             if plan.candidates is None:
