@@ -4,12 +4,14 @@ Two limits: calls open, and tensor bytes for which room is taken. A call whose l
 its header; a call that is larger as a whole flows through, layer after layer. Against deadlock a call never holds room
 for an unfinished layer while it waits for more: then it gets it at once or is refused. A call without one waits its turn,
 oldest first, no longer than its deadline and the queue timeout. Layers that wait for the engine or for their answer to be
-sent do not count as unfinished: they end by themselves.
+sent do not count as unfinished: they end by themselves. Who is silent on an unfinished one makes way for those who wait
+(see `Reservation.patience`).
 
 Lives in one event loop; knows no gRPC and no tensor.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +26,9 @@ __all__ = ["Admission", "Lease", "Reservation"]
 
 _RETRY_AFTER = 0.5
 """Seconds a refused caller is told to wait where nothing better is known."""
+
+_LEAST_PATIENCE = 1.0
+"""Seconds a caller may always be silent, however short the queue timeout is."""
 
 Clock = Callable[[], float]
 
@@ -86,6 +91,19 @@ class Reservation:
             lease.give_back()
         self._admission.left()
 
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which this call is in the way of others; infinite where it holds no unfinished layer.
+
+        Half the queue timeout, so that those who wait then still get their turn.
+        """
+        return self._admission.patience if self.unfinished else math.inf
+
+    @property
+    def contended(self) -> asyncio.Event:
+        """Set as long as others wait for room."""
+        return self._admission.contended
+
     def check_fits(self, argument: str, size: int) -> None:
         """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer can never be held here."""
         self._admission.check_fits(argument, size)
@@ -133,6 +151,7 @@ class Admission:
         self._bytes = 0
         self._requests = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.contended = asyncio.Event()  # set as long as somebody waits
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -140,6 +159,11 @@ class Admission:
     def bytes_in_flight(self) -> int:
         """Bytes for which room is taken."""
         return self._bytes
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which a call that holds room is in the way of those who wait for it."""
+        return max(_LEAST_PATIENCE, self._queue_timeout / 2)
 
     @property
     def requests_in_flight(self) -> int:
@@ -189,6 +213,7 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (size, turn)
         self._waiting.append(entry)
+        self.contended.set()
         self._metrics.waiting_requests.set(len(self._waiting))
         try:
             done, _ = await asyncio.wait((turn,), timeout=max(0.0, patience))
@@ -224,6 +249,8 @@ class Admission:
             size, turn = self._waiting.popleft()
             self._set_bytes(self._bytes + size)
             turn.set_result(None)
+        if not self._waiting:
+            self.contended.clear()
 
     def _set_bytes(self, size: int) -> None:
         self._bytes = size

@@ -137,7 +137,8 @@ class ServerConfig:
     ))  # fmt: skip
     stall_timeout: float = field(default=60.0, metadata=_about(
         _seconds, "seconds, at least 1",
-        "How long a caller may send nothing in the middle of a call before it is ended (SLOW_CLIENT).",
+        "How long a caller may send nothing in the middle of a call before it is ended (SLOW_CLIENT); half the queue "
+        "timeout, where that is less and others wait for the room it holds.",
         group="Limits", least=1,
     ))  # fmt: skip
     max_message_bytes: int = field(default=4 * 2**20, metadata=_about(

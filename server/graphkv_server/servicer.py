@@ -17,7 +17,7 @@ from graphkv_proto import v1 as pb
 from graphkv_proto.status import to_status
 
 from graphkv.terms.capabilities import Capabilities
-from graphkv.terms.errors import DeadlineError, GraphKVError, InternalError, InvalidInputError, Reason, UnavailableError
+from graphkv.terms.errors import GraphKVError, InternalError, InvalidInputError, Reason, UnavailableError
 from graphkv.terms.selection import Summary
 from graphkv_server import logs
 from graphkv_server.admission import Admission
@@ -25,16 +25,13 @@ from graphkv_server.assembler import Assembler
 from graphkv_server.directory import Directory
 from graphkv_server.engine import Engine, Job
 from graphkv_server.metrics import ABANDONED, OK, Metrics
+from graphkv_server.receiving import Receiver
 
 __all__ = ["Servicer"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[pb.SelectRequest]
 
-_LAST_BREATH = 1.0
-"""Seconds to wait, where a stream ended too early, for the cancellation that follows when its caller has died."""
-_HALF_CLOSE = 1.0
-"""Seconds to wait, after `end`, for the stream to be closed by its caller: what comes instead is a violation."""
 _DEADLINE_SLACK = 0.05
 """gRPC and we read two clocks: a cancellation so close before the deadline is the deadline's."""
 
@@ -70,12 +67,12 @@ class Servicer:
         self._directory = directory
         self._stall_timeout = stall_timeout
         self._clock = clock
-        self._draining = False
+        self._draining = asyncio.Event()
         self._jobs: set[Job] = set()
 
     def drain(self) -> None:
-        """Refuses new Select calls from now on."""
-        self._draining = True
+        """Refuses new Select calls from now on, and those that have sent nothing yet."""
+        self._draining.set()
 
     def end_all(self) -> None:
         """Ends the calls that are still running, with UNAVAILABLE."""
@@ -89,16 +86,17 @@ class Servicer:
         buffer and queued row.
         """
         async with self._answering("Select", context) as call:
-            if self._draining:
+            if self._draining.is_set():
                 raise UnavailableError("the replica is draining", reason=Reason.DRAINING)
             with self._admission.admit(call.deadline) as reservation, self._engine.open(call.deadline) as job:
-                first = await self._next(requests)
+                receiver = Receiver(requests, reservation, stall_timeout=self._stall_timeout, draining=self._draining)
+                first = await receiver.first()
                 if first is None or not first.HasField("header"):
                     raise InvalidInputError("the first message has no header", argument="header", reason=Reason.INCOMPLETE)
                 call.request_id = logs.safe_id(first.header.request_id)
                 header = messages.read_header(first.header)
                 assembler = Assembler(header, reservation, job)
-                feeding = asyncio.create_task(self._feed(assembler, first, requests, job, header.encoding))
+                feeding = asyncio.create_task(self._feed(assembler, first, receiver, job, header.encoding))
                 del first  # the feeding lets go of it as soon as it is read
                 self._jobs.add(job)
                 try:
@@ -141,7 +139,7 @@ class Servicer:
                 ]
             )
 
-    async def _feed(self, assembler: Assembler, first: pb.SelectRequest, requests: Requests, job: Job, encoding: str) -> None:
+    async def _feed(self, assembler: Assembler, first: pb.SelectRequest, receiver: Receiver, job: Job, encoding: str) -> None:
         """Reads the call's messages; whatever goes wrong ends the job with it."""
         started, counted = self._clock(), 0
         received = self._metrics.received_bytes_total.labels(encoding=encoding, transport="tcp")
@@ -161,28 +159,13 @@ class Servicer:
                     self._metrics.phase_duration_seconds.labels(phase="receive").observe(job.seconds["receive"])
                 message = None
                 await assembler.ready()
-                message = await self._next(requests, ended=assembler.ended)
+                message = await receiver.next(ended=assembler.ended)
             assembler.closed()
         except GraphKVError as error:
             job.fail(error)
         except Exception as error:  # noqa: BLE001  # a task's exception would be lost: the handler raises it instead
             logs.event("assembler_failed", level="error", kind=type(error).__name__, text=str(error))
             job.fail(InternalError(f"the request could not be read ({type(error).__name__})"))
-
-    async def _next(self, requests: Requests, *, ended: bool = False) -> pb.SelectRequest | None:
-        """The next message, or None at the stream's end. Raises DeadlineError (SLOW_CLIENT) where none comes in time."""
-        try:
-            async with asyncio.timeout(_HALF_CLOSE if ended else self._stall_timeout):
-                return await anext(requests)
-        except TimeoutError:
-            if ended:
-                return None
-            message = f"nothing was sent for {self._stall_timeout:g} seconds"
-            raise DeadlineError(message, reason=Reason.SLOW_CLIENT) from None
-        except StopAsyncIteration:
-            if not ended:
-                await asyncio.sleep(_LAST_BREATH)
-            return None
 
     @contextlib.asynccontextmanager
     async def _answering(self, method: str, context: Context) -> AsyncIterator[_Call]:

@@ -106,6 +106,24 @@ def test_what_does_not_finish_is_ended_with_unavailable(ending: str) -> None:
         assert last_event(server)["in_flight_bytes"] == 0
 
 
+def test_a_call_that_has_sent_nothing_does_not_hold_up_a_drain() -> None:
+    with serve("--grace", "60") as server:
+        never = threading.Event()
+
+        def nothing() -> Iterator[Any]:
+            never.wait(60)
+            yield from ()
+
+        with ThreadPoolExecutor(1) as pool:
+            opened = pool.submit(call, server.address, nothing(), timeout=None)
+            assert wait_until(lambda: server.metric("graphkv_in_flight_requests") == 1)
+            server.terminate(signal.SIGTERM)
+            outcome = opened.result(40)
+            never.set()
+        assert (outcome.code, outcome.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert server.wait() == 0
+
+
 def test_a_port_that_is_taken_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
