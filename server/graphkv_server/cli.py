@@ -1,6 +1,6 @@
 """graphkv-serve: one replica in this process, from its settings to its exit code.
 
-Exit codes: 0 after a drain, 2 where a setting, an address or the device cannot be used.
+Exit codes: 0 after a drain, 2 where a setting, an address or the device cannot be used, 130 after Ctrl-C before it was up.
 Prints one line on standard output when it is ready; everything else goes to the logs on standard error.
 """
 
@@ -18,6 +18,7 @@ from graphkv_server.tuning import tune_process
 __all__ = ["main"]
 
 _USAGE = 2
+_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,14 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(str(error))
     logs.configure(settings.log_level)
-    tune_process()
-    # torch takes seconds to load: --help and bad settings should not wait for it.
-    from graphkv_server.replica import StartError
-
     try:
-        return asyncio.run(_serve(settings))
-    except StartError as error:
-        return _refuse(str(error))
+        tune_process()
+        # torch takes seconds to load: --help and bad settings should not wait for it.
+        from graphkv_server.replica import StartError
+
+        try:
+            return asyncio.run(_serve(settings))
+        except StartError as error:
+            return _refuse(str(error))
+    except KeyboardInterrupt:  # only until the signals' handlers are there
+        return _INTERRUPTED
 
 
 async def _serve(settings: ServerConfig) -> int:

@@ -71,7 +71,7 @@ def _seconds(text: str) -> float:
 
 
 def _device(text: str) -> str:
-    if text not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", text):
+    if text not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]{1,20}", text):
         raise ValueError(text)
     return text
 

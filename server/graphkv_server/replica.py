@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+import google_crc32c
 import grpc.aio
 import torch
 from google.protobuf.internal import api_implementation
@@ -54,7 +55,7 @@ class Replica:
             raise StartError("protobuf runs in pure Python here, which is too slow to serve; install its compiled form")
         self._config = config
         self._device = _device(config.device)
-        self._threads = (config.threads or len(os.sched_getaffinity(0))) if self._device.type == "cpu" else config.threads
+        self._threads = (config.threads or _cpus()) if self._device.type == "cpu" else config.threads
         self.name = f"{os.uname().nodename}-{secrets.token_hex(4)}"
         self.metrics = Metrics(version=__version__, device=str(self._device))
         self._pool = BufferPool(config.max_bytes_in_flight, pinning=pinning_for(self._device))
@@ -88,8 +89,7 @@ class Replica:
             port = server.add_insecure_port(str(config.address))
         except RuntimeError:
             self._close_listener()
-            message = f"cannot listen on {config.address} (--address): the port is taken, or the address is not of this machine"
-            raise StartError(message) from None
+            raise StartError(f"cannot listen on {config.address} (--address): {await _why_not(config.address)}") from None
         self.address = Address(config.address.host, port)
         self._servicer = Servicer(
             self.admission,
@@ -112,6 +112,9 @@ class Replica:
         await self._health.serve()
         await server.start()
         self._server = server
+        if google_crc32c.implementation == "python":
+            text = "google-crc32c runs in pure Python here, a hundred times slower; install its compiled form"
+            logs.event("slow_checksums", level="warning", text=text)
         logs.event("ready", address=str(self.address), device=str(self._device), replica=self.name)
 
     def ready_line(self) -> str:
@@ -196,10 +199,26 @@ def _device(name: str) -> torch.device:
     """The device of the setting; StartError where this machine has none such."""
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    device = torch.device("cuda:0" if name == "cuda" else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():  # in Python's numbers: torch's are small
         raise StartError(f"--device is {name}, but torch sees {torch.cuda.device_count()} GPUs here")
-    return device
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use; macOS cannot say, so all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+async def _why_not(address: Address) -> str:
+    """Why nothing can listen there, as far as it can be told: gRPC does not say."""
+    try:
+        await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
+    except (OSError, UnicodeError):
+        return "there is no such host"
+    return "the port is taken, or the address is not of this machine"
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

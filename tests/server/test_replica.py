@@ -1,11 +1,14 @@
 """A replica inside this process, as tests and a cluster run it: it starts, serves, drains and leaves nothing behind."""
 
 import asyncio
+import os
 import threading
 
+import google_crc32c
 import grpc.aio
 import pytest
 from graphkv_proto import v1 as pb
+from graphkv_server import cli, logs
 from graphkv_server.config import Address, ServerConfig
 from graphkv_server.replica import Replica, StartError
 from graphkv_testing.raw import SELECT, RawCall
@@ -62,6 +65,45 @@ def test_stopping_what_never_started_is_harmless() -> None:
     asyncio.run(Replica(config()).stop())
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(StartError, match="--device is cuda:99"):
-        Replica(config(device="cuda:99"))
+@pytest.mark.parametrize("number", ["99", "256", "9" * 20])
+def test_a_device_that_is_not_there_is_refused(number: str) -> None:
+    with pytest.raises(StartError, match=f"--device is cuda:{number}, but torch sees"):
+        Replica(config(device=f"cuda:{number}"))
+
+
+def test_a_machine_that_cannot_say_which_cpus_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    asyncio.run(Replica(config(threads=0)).stop())
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70 + ".invalid"], ids=["unknown", "impossible"])
+def test_a_host_that_is_not_there_is_told_from_a_taken_port(host: str) -> None:
+    with pytest.raises(StartError, match=r"\(--address\): there is no such host"):
+        asyncio.run(Replica(config(address=Address(host, 50051))).start())
+
+
+@pytest.mark.parametrize(("implementation", "warned"), [("python", True), ("c", False)])
+def test_slow_checksums_are_said_at_start(
+    implementation: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(google_crc32c, "implementation", implementation)
+
+    async def body() -> None:
+        replica = Replica(config())
+        await replica.start()
+        await replica.stop()
+
+    with caplog.at_level("WARNING", logger="graphkv_server"):
+        asyncio.run(body())
+    assert ("slow_checksums" in caplog.text) == warned
+
+
+def test_ctrl_c_before_it_is_up_says_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logs, "configure", lambda level: None)  # it is the whole process's
+    monkeypatch.setattr(cli, "tune_process", interrupted)
+    assert cli.main([]) == 130
+    assert capfd.readouterr() == ("", "")
