@@ -11,7 +11,7 @@ from graphkv_proto.status import from_status
 from graphkv.terms.errors import GraphKVError, InvalidInputError
 from graphkv.terms.needs import as_given
 
-__all__ = ["closed_error", "error_from", "error_of", "open_aio_channel", "open_channel"]
+__all__ = ["closed_error", "error_from", "error_of", "is_cancellation", "open_aio_channel", "open_channel"]
 
 _ARGUMENTS = (
     ("grpc.max_send_message_length", -1),  # messages are cut to the service's limit, not to gRPC's default
@@ -45,6 +45,11 @@ def error_of(error: Any, request_id: str | None = None) -> GraphKVError:
 def error_from(code: Any, details: str | None, trailing_metadata: Any, request_id: str | None) -> GraphKVError:
     """The error that a status carries, in the caller's words."""
     return as_given(from_status(code, details, trailing_metadata, request_id))
+
+
+def is_cancellation(error: Any) -> bool:
+    """Whether a call of gRPC's ended because somebody ended it, as closing its channel does."""
+    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.CANCELLED
 
 
 def closed_error(what: str) -> InvalidInputError:

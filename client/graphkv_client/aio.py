@@ -13,7 +13,7 @@ import grpc
 from graphkv_proto import messages, service
 
 from graphkv.terms.capabilities import Capabilities
-from graphkv.terms.errors import GraphKVError
+from graphkv.terms.errors import GraphKVError, invalid
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.selection import Selection
@@ -44,6 +44,7 @@ class AsyncCompressClient:
     ) -> None:
         self._options = ClientOptions(address=address, timeout=timeout, max_buffered_bytes=max_buffered_bytes)
         self._opened: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the first call
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -143,8 +144,15 @@ class AsyncCompressClient:
         return time.monotonic() - started
 
     def _method(self, method: Any) -> Any:
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is None or self._loop not in (None, running):
+            which = "outside of an event loop" if running is None else "in another event loop than before"
+            raise invalid("client", f"used {which}", "used in the event loop of its first call")
         if self._opened is None:
-            self._opened = open_aio_channel(self._options.address)
+            self._opened, self._loop = open_aio_channel(self._options.address), running
         return service.multicallable(self._opened, method)
 
     def _limit(self, timeout: float | None) -> float:

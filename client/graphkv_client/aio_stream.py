@@ -4,6 +4,7 @@ What is sent, what may wait and what an answer means is in `_feed` and `_call`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -183,6 +184,7 @@ class AsyncLayerStream:
         }
         put = self._feed.read(layer, given, prompt=prompt, start=start)
         self._check_open()
+        self._remaining()
         self._putter = asyncio.current_task()
         if copy:
             put = await self._copied(put)
@@ -215,11 +217,15 @@ class AsyncLayerStream:
         return self._call.summary(seconds={"total": self._seconds})
 
     def _start(self) -> None:
-        """Opens the call: its sizes are known now."""
-        self._call = streaming(self._feed, encoding=self._encoding)
-        self._exchange = Exchange(self._call)
-        remaining = max(0.001, self._entered + self._timeout - time.monotonic())
-        answers = self._exchange.start(self._method, self._requests(self._call), remaining)
+        """Opens the call: its sizes are known now. What prevents it is the stream's failure, since a put was taken."""
+        try:
+            self._call = streaming(self._feed, encoding=self._encoding)
+            self._exchange = Exchange(self._call)
+            answers = self._exchange.start(self._method, self._requests(self._call), self._remaining())
+        except GraphKVError as error:
+            self._failure = error
+            self._changed.set()
+            raise
         self._receiver = asyncio.create_task(self._receive(self._call, self._exchange, answers), name="graphkv-answers")
 
     async def _requests(self, call: Call) -> AsyncIterator[Any]:
@@ -277,16 +283,22 @@ class AsyncLayerStream:
 
     async def _wait(self) -> None:
         """Until something changed; raises DeadlineError at the end of the stream's time."""
-        remaining = self._entered + self._timeout - time.monotonic()
+        remaining = self._remaining()
         self._changed.clear()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(remaining):
                 await self._changed.wait()
-        except TimeoutError:
+                return
+        self._remaining()
+
+    def _remaining(self) -> float:
+        """Seconds that are left of the stream's time; raises DeadlineError where none are."""
+        remaining = self._entered + self._timeout - time.monotonic()
+        if remaining <= 0:
             incomplete = "" if self._feed.complete else f"; {self._feed.missing()}"
             request_id = self._call.request_id if self._call is not None else None
-            message = f"the stream took longer than {self._timeout:g} seconds{incomplete}"
-            raise DeadlineError(message, request_id=request_id) from None
+            raise DeadlineError(f"the stream took longer than {self._timeout:g} seconds{incomplete}", request_id=request_id)
+        return remaining
 
     def _check_open(self) -> None:
         if self._failure is not None:

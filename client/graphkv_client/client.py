@@ -19,7 +19,7 @@ from graphkv.terms.rope import Rope
 from graphkv.terms.selection import Selection
 from graphkv_client._arrays import Array
 from graphkv_client._call import check_encoding, selecting
-from graphkv_client._channel import closed_error, error_of, open_channel
+from graphkv_client._channel import closed_error, error_of, is_cancellation, open_channel
 from graphkv_client._feed import Feed
 from graphkv_client._inputs import CallTerms
 from graphkv_client.options import DEFAULT_BUFFERED_BYTES, DEFAULT_TIMEOUT, ClientOptions, check_timeout
@@ -133,7 +133,8 @@ class CompressClient:
                 plan.call.fold(response)
             return plan.result(seconds=time.monotonic() - started)
         except (grpc.RpcError, GraphKVError) as error:
-            found = exchange.failed(error)
+            closed = self._closed and exchange.failure is None and is_cancellation(error)
+            found = closed_error("client") if closed else exchange.failed(error)
             if found is error:
                 raise
             raise found from error
@@ -171,7 +172,8 @@ class CompressClient:
         limit = self._limit(timeout)
         check_encoding(encoding)
         feed = Feed(CallTerms(policy, rope, layout), layers=num_layers, tokens=num_tokens, pinned=pinned)
-        return LayerStream(self._select, feed, encoding, limit, self._options.max_buffered_bytes)
+        size = self._options.max_buffered_bytes
+        return LayerStream(self._select, feed, encoding, limit, size, client_closed=lambda: self._closed)
 
     def capabilities(self, *, timeout: float | None = None) -> Capabilities:
         """What the replica that answers can do and how much it takes. Raises GraphKVError where none answers."""

@@ -7,7 +7,7 @@ sent, what may wait and what an answer means is in `_feed` and `_call`, which th
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from graphkv.terms.errors import DeadlineError, GraphKVError, InvalidInputError,
 from graphkv.terms.selection import LayerSelection, Summary
 from graphkv_client._arrays import Array
 from graphkv_client._call import Call, streaming
-from graphkv_client._channel import closed_error, error_of
+from graphkv_client._channel import closed_error, error_of, is_cancellation
 from graphkv_client._feed import Feed, Put
 from graphkv_client._pieces import Work
 
@@ -101,8 +101,17 @@ class LayerStream:
     answers in part: whatever goes wrong is raised instead of the next layer.
     """
 
-    def __init__(self, method: Any, feed: Feed, encoding: str, timeout: float, max_buffered_bytes: int) -> None:
+    def __init__(
+        self,
+        method: Any,
+        feed: Feed,
+        encoding: str,
+        timeout: float,
+        max_buffered_bytes: int,
+        client_closed: Callable[[], bool],
+    ) -> None:
         self._method = method
+        self._client_closed = client_closed
         self._feed = feed
         self._encoding = encoding
         self._timeout = timeout
@@ -177,7 +186,7 @@ class LayerStream:
 
         Raises:
             InvalidInputError: it does not fit; nothing was taken.
-            GraphKVError: the call has failed.
+            GraphKVError: the call has failed, or its time is over.
         """
         given = {
             "keys": keys,
@@ -193,6 +202,7 @@ class LayerStream:
         put = self._feed.read(layer, given, prompt=prompt, start=start)
         with self._changed:
             self._check_open()
+            self._remaining()
             self._putter = threading.get_ident()
             if copy:
                 put = self._copied(put)
@@ -226,11 +236,15 @@ class LayerStream:
         return self._call.summary(seconds={"total": self._seconds})
 
     def _start(self) -> None:
-        """Opens the call: its sizes are known now."""
-        self._call = streaming(self._feed, encoding=self._encoding)
-        self._exchange = Exchange(self._call)
-        remaining = max(0.001, self._entered + self._timeout - time.monotonic())
-        answers = self._exchange.start(self._method, self._requests(self._call), remaining)
+        """Opens the call: its sizes are known now. What prevents it is the stream's failure, since a put was taken."""
+        try:
+            self._call = streaming(self._feed, encoding=self._encoding)
+            self._exchange = Exchange(self._call)
+            answers = self._exchange.start(self._method, self._requests(self._call), self._remaining())
+        except GraphKVError as error:
+            self._failure = error
+            self._changed.notify_all()
+            raise
         self._receiver = threading.Thread(
             target=self._receive, args=(self._call, self._exchange, answers), name="graphkv-answers", daemon=True
         )
@@ -271,7 +285,8 @@ class LayerStream:
                     self._changed.notify_all()
             call.close()
         except Exception as error:  # noqa: BLE001  # raised to whoever puts or iterates
-            failure = exchange.failed(error)
+            closed = self._client_closed() and exchange.failure is None and is_cancellation(error)
+            failure = closed_error("client") if closed else exchange.failed(error)
             if failure is not error:
                 failure.__cause__ = error
             exchange.cancel()
@@ -295,12 +310,16 @@ class LayerStream:
 
     def _wait(self) -> None:
         """Until something changed; raises DeadlineError at the end of the stream's time."""
+        self._changed.wait(self._remaining())
+
+    def _remaining(self) -> float:
+        """Seconds that are left of the stream's time; raises DeadlineError where none are."""
         remaining = self._entered + self._timeout - time.monotonic()
         if remaining <= 0:
             incomplete = "" if self._feed.complete else f"; {self._feed.missing()}"
             request_id = self._call.request_id if self._call is not None else None
             raise DeadlineError(f"the stream took longer than {self._timeout:g} seconds{incomplete}", request_id=request_id)
-        self._changed.wait(remaining)
+        return remaining
 
     def _check_open(self) -> None:
         if self._failure is not None:

@@ -285,3 +285,41 @@ def test_closing_ends_what_runs(prompt: dict[str, Any]) -> None:
 
     with stand_in(hang_until_cancelled(started)) as address:
         run(closed(address))
+
+
+def test_a_put_after_the_deadline_is_refused(server: Server, prompt: dict[str, Any]) -> None:
+    async def late() -> None:
+        async with (
+            AsyncCompressClient(server.address) as client,
+            client.stream(num_layers=2, num_tokens=TOKENS, policy=POLICY, timeout=0.05) as stream,
+        ):
+            await asyncio.sleep(0.1)
+            with pytest.raises(DeadlineError, match="2 of 2 layers were not put"):
+                await stream.put(0, keys=prompt["keys"][0, :, :5], start=0)
+
+    run(late())
+
+
+def test_a_stream_whose_client_was_closed_stays_failed(server: Server, prompt: dict[str, Any]) -> None:
+    async def closed() -> None:
+        client = AsyncCompressClient(server.address)
+        async with client.stream(num_layers=2, policy=POLICY) as stream:
+            await client.close()
+            for layer in range(2):
+                with pytest.raises(InvalidInputError, match="the client is closed"):
+                    await stream.put(layer, **layer_of(prompt, layer))
+            with pytest.raises(InvalidInputError, match="the client is closed"):
+                await anext(stream)
+
+    run(closed())
+
+
+def test_a_client_belongs_to_one_event_loop(server: Server) -> None:
+    client = AsyncCompressClient(server.address)
+    with pytest.raises(InvalidInputError, match="outside of an event loop"):
+        client.stream(num_layers=2, policy=POLICY)
+    assert run(client.ping()) > 0
+    with pytest.raises(InvalidInputError, match="another event loop") as raised:
+        run(client.ping())
+    assert raised.value.argument == "client"
+    run(client.close())

@@ -1,7 +1,9 @@
 """LayerStream: layers in while a prefill runs, selections out; and every way it can stop half-way."""
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -288,3 +290,43 @@ def test_no_byte_is_sent_before_the_call_is_right(prompt: dict[str, Any]) -> Non
                 stream.put(0, **layer_of(prompt, 0))
             assert raised.value.reason == "ROPE_MISSING"
     assert seen.messages == 0
+
+
+def test_a_put_after_the_deadline_is_refused(client: CompressClient, prompt: dict[str, Any]) -> None:
+    with client.stream(num_layers=2, num_tokens=TOKENS, policy=POLICY, timeout=0.05) as stream:
+        time.sleep(0.1)
+        with pytest.raises(DeadlineError, match="2 of 2 layers were not put"):
+            stream.put(0, keys=prompt["keys"][0, :, :5], start=0)
+
+
+def test_closing_the_client_ends_its_streams(server: Server, prompt: dict[str, Any]) -> None:
+    own = CompressClient(server.address)
+    with own.stream(num_layers=2, policy=POLICY) as opened, own.stream(num_layers=2, policy=POLICY) as waiting:
+        opened.put(0, **layer_of(prompt, 0))
+        own.close()
+        assert wait_until(lambda: opened._failure is not None)
+        for stream in (opened, waiting):
+            for layer in (1, 0):
+                with pytest.raises(InvalidInputError, match="the client is closed") as raised:
+                    stream.put(layer, **layer_of(prompt, layer))
+                assert (raised.value.reason, raised.value.retryable) == ("CLOSED", False)
+            with pytest.raises(InvalidInputError, match="the client is closed"):
+                next(stream)
+    assert server.settled()
+
+
+def test_closing_the_client_ends_a_select(prompt: dict[str, Any]) -> None:
+    arrived, go = threading.Event(), threading.Event()
+
+    def hang(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        arrived.set()
+        go.wait(20)
+        yield from ()
+
+    with stand_in(hang) as address, CompressClient(address) as own, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(own.select, **prompt, policy=POLICY)
+        assert arrived.wait(20)
+        own.close()
+        with pytest.raises(InvalidInputError, match="the client is closed"):
+            waiting.result(20)
+        go.set()
