@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import torch
 
+from graphkv.kernels.allowance import allowance
 from graphkv.kernels.products import padded, products
 
 __all__ = ["blocks_of"]
 
-_LIMIT = 8 * 2**20  # bytes of logits held at once
+_LOGITS = 8 * 2**20  # bytes held at once
 _TILE = 512
 
 
@@ -22,8 +23,9 @@ def blocks_of(queries: torch.Tensor, keys: torch.Tensor) -> Iterator[tuple[int, 
     kv_heads, tokens = keys.shape[:2]
     group = heads // kv_heads
     width = padded(tokens, _TILE)  # a fixed width: the softmax of a row must not depend on its alignment
-    rows_at_once = max(1, min(window, _LIMIT // (4 * width)))
-    heads_at_once = max(1, min(group, _LIMIT // (4 * rows_at_once * width)))
+    limit = allowance(keys.device, _LOGITS)
+    rows_at_once = max(1, min(window, limit // (4 * width)))
+    heads_at_once = max(1, min(group, limit // (4 * rows_at_once * width)))
     for kv_head in range(kv_heads):
         for first in range(kv_head * group, (kv_head + 1) * group, heads_at_once):
             own = queries[first : min(first + heads_at_once, (kv_head + 1) * group)]

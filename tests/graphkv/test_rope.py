@@ -17,7 +17,7 @@ from graphkv.terms.rope_kinds import INTERLEAVED, KINDS
 
 transformers = pytest.importorskip("transformers", reason="the demo extra is not installed")
 
-READ = "5.23.0"  # the release of transformers whose families were read for how they rotate
+READ = "5.24.0"  # the release of transformers whose families were read for how they rotate
 TOKENS = 23
 LONG = [1.0 + i / 4 for i in range(8)]
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -6,6 +6,7 @@ multiplication does not show.
 
 import torch
 
+from graphkv.kernels.allowance import allowance
 from graphkv.kernels.products import products
 from graphkv.kernels.top_tokens.chunked import top_tokens
 from graphkv.rows import Row
@@ -30,10 +31,10 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
     signal = torch.full_like(row.scores, 0.0 if graph.update == "additive" else 1.0)
     touched = torch.zeros_like(is_source)
     sign = 1.0 if graph.signal == "enhance" else -1.0
-    block = min(_BLOCK, max(1, _EDGES // (4 * row.size)))
+    block = min(_BLOCK, max(1, allowance(unit.device, _EDGES) // (4 * row.size)))
     for start in range(0, sources.shape[0], block):
         edges = edges_of_sources(unit[sources[start : start + block]], unit, is_source, row.neighbors, graph.threshold)
-        for part in edges.split(max(1, _FACTORS // (8 * row.size))):
+        for part in edges.split(max(1, allowance(unit.device, _FACTORS) // (8 * row.size))):
             touched |= (part > 0.0).any(dim=0)
             sent = part.to(torch.float64).mul_(sign * graph.strength)
             if graph.update == "additive":

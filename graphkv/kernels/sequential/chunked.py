@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from graphkv.kernels.allowance import allowance
 from graphkv.kernels.decay.chunked import SAME
 from graphkv.kernels.products import products
 from graphkv.rows import Row
 
 __all__ = ["sequential"]
 
-_LIMIT = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes of cosines held at once
+_COSINES = 64 * 2**20  # bytes held at once
 _WIDEST = 4096  # the most candidates whose cosines are formed ahead; the same on every device
 
 
@@ -35,7 +36,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
     group: list[Row] = []
     widest = 0
     for row in rows:
-        limit = _LIMIT.get(row.scores.device.type, _LIMIT["cuda"])
+        limit = allowance(row.scores.device, _COSINES)
         widest = max(widest, row.size)
         if group and (4 * widest**2 * (len(group) + 1) > limit or (row.size > _WIDEST) != (group[0].size > _WIDEST)):
             yield group
