@@ -65,7 +65,9 @@ class PrefillStream:
             raise invalid("budget_allocation", policy.budget_allocation, "uniform: one mask serves all layers")
         self.policy = policy
         self._client = client
-        self._rope = rope or (Rope.from_config(model.config) if policy.needs_rope else None)
+        self._rope = rope
+        self._config = model.config
+        self._rope_for(1)  # what no length could make a rope of is said now
         self._open = contextlib.ExitStack()
         self._stream: Any = None
         self._layers: list[int] = []
@@ -79,7 +81,7 @@ class PrefillStream:
         """Opens the call for a prompt of n tokens whose layers have these numbers in the model."""
         self.close()
         self._layers, self._num_tokens = layers, num_tokens
-        opened = self._client.stream(num_layers=len(layers), policy=self.policy, rope=self._rope)
+        opened = self._client.stream(num_layers=len(layers), policy=self.policy, rope=self._rope_for(num_tokens))
         self._stream = self._open.enter_context(opened)
 
     def put(self, seen: PrefilledLayer) -> None:
@@ -102,6 +104,12 @@ class PrefillStream:
         """Ends the call, cancelling it where it has not been answered; may find nothing to do."""
         self._stream = None
         self._open.close()
+
+    def _rope_for(self, num_tokens: int) -> Rope | None:
+        """The rope of a prompt of n tokens, on which some kinds depend; None where the policy needs none."""
+        if self._rope is not None or not self.policy.needs_rope:
+            return self._rope
+        return Rope.from_config(self._config, num_tokens=num_tokens)
 
 
 def _even(answer: LayerSelection) -> Any:
