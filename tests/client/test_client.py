@@ -205,7 +205,8 @@ def test_a_mistake_found_while_sending_ends_the_call(prompt: dict[str, Any]) -> 
     ended = threading.Event()
 
     def listen(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        context.add_callback(ended.set)
+        if not context.add_callback(ended.set):  # it has ended already
+            ended.set()
         for message in requests:
             assert not message.HasField("end")
         yield from ()
