@@ -30,7 +30,7 @@ MAX_DESCRIPTORS = 2**17
 """Descriptors of a call together: tensors, and ranges of their tokens."""
 MAX_OPEN_LAYERS = 2**12
 """Layers of a call that are described and not whole yet. A prefill in chunks has all layers of a model open at once."""
-MAX_PINNED = 2**17
+MAX_PINNED = 2**20
 """Pinned ranges of all prompts together, times the layers that are planned with them."""
 _KEPT_TOKEN_BYTES = 8
 """What one kept token of one KV head takes while an answer is made and written: its index, twice."""
