@@ -56,7 +56,6 @@ def test_any_rope_crosses_unchanged(rope: Rope) -> None:
     [
         (Policy(2**63), "policy.budget"),
         (Policy(1, window=10**30), "policy.window"),
-        (Policy(1, pool_width=2**63 + 1), "policy.pool_width"),
         (Policy(1, sinks=2**63), "policy.sinks"),
         (Policy(1, page_align=2**64), "policy.page_align"),
         (Policy(1, graph=Graph(neighbors=2**63)), "policy.graph.neighbors"),
