@@ -49,7 +49,7 @@ def policies(draw: st.DrawFn) -> Policy:
         scorer=draw(named(SCORERS)),
         budget_allocation=draw(named(BUDGETS)),
         window=draw(st.none() | st.integers(1, MOST)),
-        pool_width=draw(st.none() | st.integers(0, MOST // 2).map(lambda half: 2 * half + 1)),
+        pool_width=draw(st.none() | st.integers(0, 511).map(lambda half: 2 * half + 1)),
         pooling=draw(named(POOLINGS)),
         sinks=draw(st.none() | st.integers(0, MOST)),
         granularity=draw(named(GRANULARITIES)),
