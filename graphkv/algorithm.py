@@ -85,8 +85,7 @@ def select(
         "positions": positions,
     }
     prompts, batched = prompts_of(inputs, policy=policy, pinned=pinned, rope=rope, layout=layout)
-    work = [item for prompt in prompts for item in map(_prepared, prompt.layers)]
-    answers = iter(select_layers(work))
+    answers = iter(select_layers([layer for prompt in prompts for layer in prompt.layers]))
     selections = [_selection(index, prompt, [next(answers) for _ in prompt.layers]) for index, prompt in enumerate(prompts)]
     return selections if batched else selections[0]
 
