@@ -1,35 +1,56 @@
 """select(): score, keep always, narrow to candidates, propagate, keep the best; in the order of docs/algorithm.md.
 
-`select` is the whole job in-process; the service calls `select_layers` with what arrived, so both give one answer.
+`select` is the whole job in-process; the service calls `select_layers` with what arrived, so both give one answer. Where a
+policy needs all layers, `allocate` comes before it or `finish` after it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from graphkv import outputs as requested
+from graphkv.allocation import allocate
 from graphkv.batches import Prompt, prompts_of
-from graphkv.candidates import Candidates
-from graphkv.graph import Picked, pick
+from graphkv.budgets import LayerPlan
+from graphkv.candidates import Candidates, contended_tokens
+from graphkv.granularity import Part, joined, part_of, settle
+from graphkv.graph import Propagation, propagate
+from graphkv.heads import base_choice, choice
 from graphkv.kernels import Kernels
 from graphkv.layer import Layer
-from graphkv.narrowing import everyone, narrow, score_layer
+from graphkv.narrowing import everyone, narrow, of_all_scores, score_layer
 from graphkv.terms.errors import InvalidInputError
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.selection import LayerSelection, Selection
 
-__all__ = ["Chosen", "narrow", "score_layer", "select", "select_layers"]
+__all__ = [
+    "Chosen",
+    "Part",
+    "allocate",
+    "finish",
+    "narrow",
+    "of_all_scores",
+    "score_layer",
+    "select",
+    "select_layers",
+    "selection_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What one layer keeps: int32 [Hkv, B] ascending token ids, or Hkv such rows where they differ in length."""
+    """What one layer keeps: int32 [Hkv, B] ascending token (or page) ids, or Hkv such rows where they differ in length.
+
+    Where heads or layers share an answer, int32 [B]. outputs: by name, what the plan asked for besides.
+    """
 
     indices: torch.Tensor | list[torch.Tensor]
     kept_score_ratio: float
     changed: int
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def select(
@@ -47,6 +68,7 @@ def select(
     pinned: Any = None,
     rope: Rope | None = None,
     layout: str = "HND",
+    outputs: Sequence[str] = (),
 ) -> Selection | list[Selection]:
     """The tokens to keep, computed here, on the device the keys are on.
 
@@ -66,9 +88,11 @@ def select(
         pinned: ranges (start, stop) of tokens that are always kept.
         rope: how the keys were rotated; needed by similarity "pre_rope".
         layout: "HND", or "NHD" where keys are [L, n, Hkv, d] and queries [L, w, Hq, d].
+        outputs: what the answer shall hold besides the tokens: names from `graphkv.terms.catalogue.OUTPUTS`.
 
     Returns:
-        A Selection; its indices are int32 [Hkv, B], ascending, of the caller's kind and on its device.
+        A Selection; its indices are int32 [Hkv, B], ascending, of the caller's kind and on its device; see
+        `LayerSelection` for answers that heads share, pages, and heads that differ.
 
     Raises:
         InvalidInputError: naming the argument, what was given and what is allowed.
@@ -84,21 +108,29 @@ def select(
         "similarity_keys": similarity_keys,
         "positions": positions,
     }
-    prompts, batched = prompts_of(inputs, policy=policy, pinned=pinned, rope=rope, layout=layout)
-    answers = iter(select_layers([layer for prompt in prompts for layer in prompt.layers]))
-    selections = [_selection(index, prompt, [next(answers) for _ in prompt.layers]) for index, prompt in enumerate(prompts)]
+    prompts, batched = prompts_of(inputs, policy=policy, pinned=pinned, rope=rope, layout=layout, outputs=outputs)
+    if policy.needs_all_layers:
+        answers = [_together(prompt) for prompt in prompts]
+    else:
+        layers = iter(select_layers([layer for prompt in prompts for layer in prompt.layers]))
+        answers = [[next(layers) for _ in prompt.layers] for prompt in prompts]
+    selections = [_selection(index, *both) for index, both in enumerate(zip(prompts, answers, strict=True))]
     return selections if batched else selections[0]
 
 
-def select_layers(work: Sequence[Layer | Candidates], *, kernels: Kernels | None = None) -> list[Chosen | InvalidInputError]:
+def select_layers(
+    work: Sequence[Layer | Candidates], *, kernels: Kernels | None = None
+) -> list[Chosen | Part | InvalidInputError]:
     """One batch of layers, of any prompts and policies, on one device; an error is the answer of its own layer alone.
 
-    A row's answer never depends on what else is in the batch.
+    Where all layers of a prompt share one answer, a layer's is a Part, for `finish`. A row's answer never depends on what
+    else is in the batch.
     """
-    answers: list[Chosen | InvalidInputError] = []
     ready: list[Candidates] = []
     failed: dict[int, InvalidInputError] = {}
     for place, item in enumerate(work):
+        if not item.plan.allocated:
+            raise RuntimeError("a layer whose budget waits for all layers came without them: see allocate")
         try:
             if isinstance(item, Layer):
                 ready.append(_prepared(item, kernels))
@@ -108,15 +140,24 @@ def select_layers(work: Sequence[Layer | Candidates], *, kernels: Kernels | None
             ready.append(item)
         except InvalidInputError as error:
             failed[place] = error
-    picked = iter(pick(ready, kernels))
-    ready_again = iter(ready)
+    propagated = iter(propagate(ready, kernels))
+    answers: list[Chosen | Part | InvalidInputError] = []
     for place in range(len(work)):
-        if place in failed:
-            answers.append(failed[place])
-            continue
-        layer, outcome = next(ready_again), next(picked)
-        answers.append(outcome if isinstance(outcome, InvalidInputError) else _chosen(layer, outcome))
+        outcome = failed[place] if place in failed else next(propagated)
+        answers.append(outcome if isinstance(outcome, InvalidInputError) else _answer(outcome, kernels))
     return answers
+
+
+def finish(parts: Sequence[Part]) -> Chosen:
+    """The one answer of all layers of a prompt: their parts, in the order of layers."""
+    return _shared(joined(parts), None)
+
+
+def _together(prompt: Prompt) -> Sequence[Chosen | Part | InvalidInputError]:
+    """The answers of a prompt none of whose layers can be answered alone."""
+    answers = select_layers(allocate(prompt.layers))
+    parts = [answer for answer in answers if isinstance(answer, Part)]
+    return [finish(parts)] if len(parts) == len(answers) else answers
 
 
 def _prepared(layer: Layer, kernels: Kernels | None = None) -> Candidates:
@@ -124,38 +165,91 @@ def _prepared(layer: Layer, kernels: Kernels | None = None) -> Candidates:
     return everyone(layer, kernels) if layer.plan.candidates is None else narrow(layer, kernels)
 
 
-def _chosen(layer: Candidates, picked: Picked) -> Chosen:
-    """The picked contenders and the always-kept tokens, together and ascending."""
-    plan = layer.plan
-    if plan.keeps_all:
-        everything = torch.arange(plan.num_tokens, dtype=torch.int32, device=layer.ids.device)
-        return Chosen(everything.expand(layer.kv_heads, -1), picked.kept_score_ratio, picked.changed)
-    keep = torch.zeros(layer.kv_heads, plan.num_tokens + 1, dtype=torch.bool, device=layer.ids.device)
-    ids = torch.where(picked.kept, layer.ids, plan.num_tokens).to(torch.int64)  # one spare place for what is not kept
-    keep.scatter_(1, ids, True)
-    keep = keep[:, : plan.num_tokens]
-    for start, stop in plan.always:
-        keep[:, start:stop] = True
-    rows = [head.nonzero()[:, 0].to(torch.int32) for head in keep]  # head by head: nonzero gives int64
-    even = len({row.shape[0] for row in rows}) == 1
-    return Chosen(torch.stack(rows) if even else rows, picked.kept_score_ratio, picked.changed)
+def _answer(layer: Propagation, kernels: Kernels | None) -> Chosen | Part:
+    policy, heads = layer.layer.plan.policy, range(layer.layer.kv_heads)
+    if policy.granularity == "model":
+        return part_of(layer, heads, kernels)
+    if policy.granularity == "layer":
+        return _shared(part_of(layer, heads, kernels), kernels)
+    if policy.page_size is not None:
+        return _paged(layer, kernels)
+    return _by_heads(layer, kernels)
 
 
-def _selection(index: int, prompt: Prompt, answers: list[Chosen | InvalidInputError]) -> Selection:
+def _by_heads(layer: Propagation, kernels: Kernels | None) -> Chosen:
+    """Every KV head keeps the tokens it picked, and the always-kept ones."""
+    candidates, plan = layer.layer, layer.layer.plan
+    picked = choice(layer, kernels)
+    keep = (~contended_tokens(plan, candidates.ids.device)).repeat(candidates.kv_heads, 1)
+    mass = torch.zeros((), dtype=torch.float64, device=keep.device)
+    for head, (row, mask) in enumerate(zip(layer.rows, picked, strict=True)):
+        keep[head, candidates.ids[head, : row.size][mask].to(torch.int64)] = True
+        shifted = candidates.scores[head, : row.size].to(torch.float64) - candidates.shifts()[head]
+        mass += shifted.masked_fill(~mask, 0.0).sum()
+    changed = 0
+    if plan.propagates:
+        pairs = zip(picked, base_choice(layer, kernels), strict=True)
+        changed = int(sum((mask & ~base).sum() for mask, base in pairs))
+    facts = candidates.facts
+    total = float((facts[:, 0] - candidates.shifts() * facts[:, 2]).sum())
+    ratio = min(1.0, float(mass) / total) if total > 0.0 else 1.0
+    return Chosen(_rows(keep), ratio, changed, requested.of_heads(layer, keep))
+
+
+def _paged(layer: Propagation, kernels: Kernels | None) -> Chosen:
+    """Every KV head keeps pages of its own."""
+    parts = [part_of(layer, [head], kernels) for head in range(layer.layer.kv_heads)]
+    settled = [settle(part, kernels) for part in parts]
+    pages = torch.stack([own.pages for own in settled if own.pages is not None])
+    total = sum(part.total for part in parts)
+    mass = sum(own.kept_mass for own in settled)
+    changed = sum(own.changed for own in settled)
+    kept = torch.stack([own.kept for own in settled])
+    return Chosen(_rows(pages), min(1.0, mass / total) if total > 0.0 else 1.0, changed, requested.of_heads(layer, kept))
+
+
+def _shared(part: Part, kernels: Kernels | None) -> Chosen:
+    """All rows of a part keep the same tokens or pages."""
+    settled = settle(part, kernels)
+    chosen = settled.kept if settled.pages is None else settled.pages
+    ratio = min(1.0, settled.kept_mass / part.total) if part.total > 0.0 else 1.0
+    return Chosen(_ids(chosen), ratio, settled.changed, requested.shared(part, settled.kept))
+
+
+def _rows(kept: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+    """int32 [Hkv, B] ids of what bool [Hkv, n or pages] marks, or a list of rows where they differ in length."""
+    rows = [_ids(head) for head in kept]  # head by head: nonzero gives int64
+    return torch.stack(rows) if len({row.shape[0] for row in rows}) == 1 else rows
+
+
+def _ids(kept: torch.Tensor) -> torch.Tensor:
+    return kept.nonzero()[:, 0].to(torch.int32)
+
+
+def selection_of(chosen: Chosen, plan: LayerPlan, prompt: int, convert: Callable[[torch.Tensor], Any]) -> LayerSelection:
+    """A layer's answer for its caller: `convert` turns a tensor into an array of the caller's kind."""
+    indices = chosen.indices
+    return LayerSelection(
+        layer=plan.layer,
+        indices=[convert(row) for row in indices] if isinstance(indices, list) else convert(indices),
+        num_tokens=plan.num_tokens,
+        kept_score_ratio=chosen.kept_score_ratio,
+        changed=chosen.changed,
+        importance="scores" if plan.caller_scores else plan.policy.scorer,
+        fingerprint=plan.policy.fingerprint,
+        prompt=prompt,
+        granularity=plan.policy.granularity,
+        page_size=plan.policy.page_size,
+        outputs={name: convert(chosen.outputs[name]) for name in plan.outputs},
+    )
+
+
+def _selection(index: int, prompt: Prompt, answers: Sequence[Chosen | Part | InvalidInputError]) -> Selection:
     layers = []
-    for layer, answer in zip(prompt.layers, answers, strict=True):
+    for layer, answer in zip(prompt.layers, answers, strict=False):  # one answer for all, where they share it
         if isinstance(answer, InvalidInputError):
             raise answer
-        layers.append(
-            LayerSelection(
-                layer=layer.plan.layer,
-                indices=prompt.answer(answer.indices),
-                num_tokens=layer.plan.num_tokens,
-                kept_score_ratio=answer.kept_score_ratio,
-                changed=answer.changed,
-                importance="scores" if layer.plan.caller_scores else layer.plan.policy.scorer,
-                fingerprint=layer.plan.policy.fingerprint,
-                prompt=index,
-            )
-        )
+        if isinstance(answer, Part):
+            raise TypeError("a part of an answer was taken for one")
+        layers.append(selection_of(answer, layer.plan, index, prompt.answer))
     return Selection(tuple(layers))

@@ -28,12 +28,12 @@ class Prompt:
     example: Any
 
     def answer(self, indices: torch.Tensor | list[torch.Tensor]) -> Any:
-        """The indices in the caller's kind, on its device."""
+        """The indices (or an output) in the caller's kind, on its device."""
         return [like(row, self.example) for row in indices] if isinstance(indices, list) else like(indices, self.example)
 
 
 def prompts_of(
-    inputs: Mapping[str, Any], *, policy: Policy, pinned: Any, rope: Rope | None, layout: str
+    inputs: Mapping[str, Any], *, policy: Policy, pinned: Any, rope: Rope | None, layout: str, outputs: Sequence[str] = ()
 ) -> tuple[list[Prompt], bool]:
     """The prompts of a call, and whether it was a batch (a list of prompts)."""
     if layout not in LAYOUTS:
@@ -43,7 +43,7 @@ def prompts_of(
     if rope is not None and not isinstance(rope, Rope):
         raise invalid("rope", rope, "a Rope, or None")
     if not is_batch(inputs["keys"]):
-        return [_prompt(inputs, policy, pinned or (), rope, layout)], False
+        return [_prompt(inputs, policy, pinned or (), rope, layout, outputs)], False
     count = len(inputs["keys"])
     for name, given in (*inputs.items(), ("pinned", pinned)):
         if given is not None and (not isinstance(given, (list, tuple)) or len(given) != count):
@@ -51,7 +51,7 @@ def prompts_of(
     prompts = []
     for place in range(count):
         own = {name: None if given is None else given[place] for name, given in inputs.items()}
-        prompts.append(_prompt(own, policy, () if pinned is None else pinned[place] or (), rope, layout))
+        prompts.append(_prompt(own, policy, () if pinned is None else pinned[place] or (), rope, layout, outputs))
     return prompts, True
 
 
@@ -64,7 +64,14 @@ def is_batch(keys: Any) -> bool:
     return isinstance(keys[0], (list, tuple)) or len(getattr(keys[0], "shape", ())) == 4
 
 
-def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], rope: Rope | None, layout: str) -> Prompt:
+def _prompt(
+    inputs: Mapping[str, Any],
+    policy: Policy,
+    pinned: Sequence[Any],
+    rope: Rope | None,
+    layout: str,
+    outputs: Sequence[str],
+) -> Prompt:
     if inputs["keys"] is None:
         raise invalid("keys", None, "[L, Hkv, n, d], or a sequence of L arrays [Hkv, n, d]", reason=Reason.BAD_SHAPE)
     if not isinstance(pinned, (list, tuple)):
@@ -91,6 +98,7 @@ def _prompt(inputs: Mapping[str, Any], policy: Policy, pinned: Sequence[Any], ro
         num_layers=len(keys),
         pinned=pinned,
         caller_scores="scores" in per_layer,
+        outputs=outputs,
     )
     with naming_values():
         layers = [Layer(plan, rope=rope, **{name: own[plan.layer] for name, own in per_layer.items()}) for plan in plans]

@@ -5,13 +5,16 @@ all work from it, so that they never disagree about a size. Knows no tensor.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from graphkv.terms.always_kept import Range, always_kept, check_pinned, count
+from graphkv.terms.always_kept import Range, always_kept, always_kept_pages, check_pinned, count
+from graphkv.terms.needs import check_outputs
 from graphkv.terms.policy import Policy
 
-__all__ = ["LayerPlan", "plan_layers"]
+__all__ = ["LayerPlan", "allocated_plans", "plan_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,9 @@ class LayerPlan:
     """What one layer of one prompt is to keep.
 
     budget: B of this layer. always: the always-kept tokens, disjoint ascending ranges (start, stop). caller_scores:
-    whether the importance is the caller's own (`scores=`), which decides the default window.
+    whether the importance is the caller's own (`scores=`), which decides the default window. outputs: what the answer
+    holds besides the tokens. always_pages: the ids of pages kept whatever their score, where the answer is pages.
+    allocated: False as long as the budget waits for all layers (see `allocated_plans`); pinned: as the caller gave them.
     """
 
     policy: Policy
@@ -28,6 +33,10 @@ class LayerPlan:
     budget: int
     always: tuple[Range, ...]
     caller_scores: bool = False
+    outputs: tuple[str, ...] = ()
+    always_pages: tuple[int, ...] = ()
+    allocated: bool = True
+    pinned: tuple[Range, ...] = ()
 
     @property
     def window(self) -> int:
@@ -56,6 +65,28 @@ class LayerPlan:
         return graph is not None and graph.propagates and self.contended > 0
 
     @property
+    def votes(self) -> bool:
+        """Whether the rows that share an answer vote: sequential scores belong to one row's selection."""
+        graph = self.policy.graph
+        return self.propagates and graph is not None and graph.update == "sequential" and self.policy.is_coarse
+
+    @property
+    def needs_all_scores(self) -> bool:
+        """Whether the answer depends on the scores of all contenders, not of the candidates alone."""
+        if self.keeps_all:
+            return False
+        shared = self.policy.is_coarse and not self.votes
+        return shared or self.policy.budget_allocation == "adaptive_heads" or "updated_scores" in self.outputs
+
+    @property
+    def page_count(self) -> int:
+        """How many pages are kept; 0 where the answer is tokens."""
+        size = self.policy.page_size
+        if size is None:
+            return 0
+        return -(-self.num_tokens // size) if self.keeps_all else max(1, self.budget // size)
+
+    @property
     def needs_keys(self) -> bool:
         """Whether the graph reads keys of contenders (or the similarity keys that stand in for them)."""
         return self.propagates
@@ -64,7 +95,7 @@ class LayerPlan:
     def candidates(self) -> int | None:
         """C: how many of the best contenders take part, None = all. The base method needs only those it keeps."""
         if not self.propagates or self.policy.graph is None:
-            return self.contended
+            return None if self.needs_all_scores else self.contended
         return self.policy.graph.candidate_count(self.budget, self.contended)
 
     @property
@@ -81,29 +112,83 @@ def plan_layers(
     num_layers: int,
     pinned: Sequence[Range] = (),
     caller_scores: bool = False,
+    outputs: Sequence[str] = (),
 ) -> tuple[LayerPlan, ...]:
     """One plan a layer for a prompt of `num_tokens`.
 
-    Raises InvalidInputError where a pinned range lies outside the prompt or the pinned tokens exceed a layer's budget.
+    Where the budget waits for all layers ("cake"), plans have the mean one and `allocated` False. Raises InvalidInputError
+    where a pinned range lies outside the prompt, the pinned tokens or their pages exceed a layer's budget, or the policy
+    cannot give an output.
     """
     pinned = check_pinned(pinned, num_tokens)
-    window = policy.observation_window(caller_scores=caller_scores)
+    outputs = check_outputs(policy, outputs)
     budget = policy.tokens(num_tokens)
+    usual = always_kept(
+        num_tokens,
+        budget,
+        pinned=pinned,
+        sinks=policy.effective_sinks,
+        window=policy.observation_window(caller_scores=caller_scores),
+    )
+    first = LayerPlan(policy, 0, num_tokens, budget, usual, caller_scores, outputs, pinned=pinned)
+    budgets = ALLOCATIONS[policy.budget_allocation](num_layers, num_tokens, budget, count(usual))
+    waits = policy.budget_allocation == "cake" and first.contended > 0
+    return _planned(first, budgets, allocated=not waits)
+
+
+def allocated_plans(plans: Sequence[LayerPlan], weights: Sequence[float]) -> tuple[LayerPlan, ...]:
+    """The plans of all layers of a prompt with the budgets that "cake" gives them.
+
+    weights: of each layer, finite and >= 0. L x (B - A) tokens in proportion: floors, then one more to the largest
+    fractions, ties to the lower layer; what a layer has above n - A is shared again among the others in the same way.
+    """
+    first = plans[0]
+    most = first.num_tokens - first.always_count
+    left, shares = len(plans) * first.contended, [0] * len(plans)
+    while left > 0:
+        open_layers = [layer for layer, share in enumerate(shares) if share < most]
+        for layer, more in zip(open_layers, _in_proportion(left, [weights[layer] for layer in open_layers]), strict=True):
+            shares[layer] += more
+        left = sum(max(0, share - most) for share in shares)
+        shares = [min(share, most) for share in shares]
+    return _planned(first, [first.always_count + share for share in shares], allocated=True)
+
+
+def _in_proportion(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole parts, exactly in proportion to the weights but for rounding; evenly where all are zero."""
+    exact = [Fraction(weight) for weight in weights]
+    whole = sum(exact)
+    quotas = [total * weight / whole if whole else Fraction(total, len(exact)) for weight in exact]
+    parts = [math.floor(quota) for quota in quotas]
+    by_fraction = sorted(range(len(parts)), key=lambda place: (parts[place] - quotas[place], place))
+    for place in by_fraction[: total - sum(parts)]:
+        parts[place] += 1
+    return parts
+
+
+def _planned(first: LayerPlan, budgets: Sequence[int], *, allocated: bool) -> tuple[LayerPlan, ...]:
+    """A plan a budget: `first` with it, and the always-kept tokens and pages that go with it."""
+    policy, tokens = first.policy, first.num_tokens
+    pinned, sinks = first.pinned, policy.effective_sinks
+    window = policy.observation_window(caller_scores=first.caller_scores)
 
     @functools.cache  # layers of one budget share theirs: there may be many layers, and many ranges
-    def always(tokens: int) -> tuple[Range, ...]:
-        return always_kept(num_tokens, tokens, pinned=pinned, sinks=policy.effective_sinks, window=window)
+    def always(budget: int) -> tuple[Range, ...]:
+        return always_kept(tokens, budget, pinned=pinned, sinks=sinks, window=window)
 
-    usual = always(budget)
-    size = count(usual)
-    budgets = ALLOCATIONS[policy.budget_allocation](num_layers, num_tokens, budget, size)
-    if policy.page_align is not None:
-        budgets = [_aligned(tokens, num_tokens, policy.page_align) for tokens in budgets]
-    uncut = size < budget < num_tokens  # no token was left out of them for want of room: nor is one where there is as much
-    kept = [usual if uncut and size <= tokens < num_tokens else always(tokens) for tokens in budgets]
-    return tuple(
-        LayerPlan(policy, layer, num_tokens, tokens, kept[layer], caller_scores) for layer, tokens in enumerate(budgets)
-    )
+    @functools.cache
+    def pages(count: int) -> tuple[int, ...]:
+        return always_kept_pages(tokens, count, policy.page_size or 1, pinned=pinned, sinks=sinks, window=window)
+
+    size = first.always_count
+    uncut = size < first.budget < tokens  # no token was left out of them for want of room: nor is one where there is as much
+    plans = []
+    for layer, given in enumerate(budgets):
+        budget = given if policy.page_align is None else _aligned(given, tokens, policy.page_align)
+        kept = first.always if uncut and size <= budget < tokens else always(budget)
+        plan = replace(first, layer=layer, budget=budget, always=kept, allocated=allocated)
+        plans.append(plan if policy.page_size is None else replace(plan, always_pages=pages(plan.page_count)))
+    return tuple(plans)
 
 
 def uniform(layers: int, tokens: int, budget: int, always: int) -> list[int]:
@@ -128,7 +213,12 @@ def pyramid(layers: int, tokens: int, budget: int, always: int) -> list[int]:
     return [always + high - layer * step for layer in range(layers)]
 
 
-ALLOCATIONS: Mapping[str, Callable[[int, int, int, int], list[int]]] = {"uniform": uniform, "pyramid": pyramid}
+ALLOCATIONS: Mapping[str, Callable[[int, int, int, int], list[int]]] = {
+    "uniform": uniform,
+    "pyramid": pyramid,
+    "cake": uniform,  # until `allocated_plans` knows all layers
+    "adaptive_heads": uniform,  # of the layer; its heads share it after the graph
+}
 
 
 def _aligned(budget: int, tokens: int, page: int) -> int:

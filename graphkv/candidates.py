@@ -31,6 +31,7 @@ class Candidates:
     ids int32 [Hkv, W]: token ids, ascending, the valid ones first, then -1.
     scores float32 [Hkv, W]: base scores as the scorer gave them; -inf in padding slots.
     facts float64 [Hkv, 3]: sum, smallest and number of *all* contenders' scores (0, 0, 0 where there are none).
+    all_scores float32 [Hkv, n]: base scores of all contenders, -inf of all other tokens; where the plan needs them.
     keys [Hkv, W, d] of the candidates, in their own dtype, anything finite in padding slots; None where the graph needs
     none. similarity_keys [Hkv, W, x] stand in for the keys in the graph. positions [Hkv, W], integers, where the
     caller gave positions. indexed: keys, similarity_keys and positions cover all n tokens instead, and `ids` point
@@ -46,6 +47,7 @@ class Candidates:
     positions: torch.Tensor | None = None
     rope: Rope | None = None
     indexed: bool = field(default=False)
+    all_scores: torch.Tensor | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -57,6 +59,10 @@ class Candidates:
         width = self.plan.candidate_width
         return [min(width, int(number)) for number in self.facts[:, 2].tolist()]
 
+    def shifts(self) -> torch.Tensor:
+        """float64 [Hkv], what step 1 subtracts: the smallest contender's score where that is negative; decay must lower."""
+        return self.facts[:, 1].clamp(max=0.0)
+
     def check(self) -> None:
         """Raises InvalidInputError where what came from outside cannot be the candidates of this plan.
 
@@ -67,6 +73,10 @@ class Candidates:
         _dims("candidate_ids", self.ids, (heads, width))
         _dims("scores", self.scores, (heads, width))
         _dims("row_facts", self.facts, (heads, 3))
+        if self.plan.needs_all_scores and self.all_scores is None:
+            raise invalid(
+                "scores", f"of {width} candidates", "of all tokens: the answer depends on them", reason=Reason.BAD_SHAPE
+            )
         if self.plan.needs_keys:
             check_graph_inputs(
                 self.plan.policy,

@@ -1,9 +1,10 @@
-"""The graph: candidates' scores shifted, propagated, and the best of them picked; rows of many layers in one go.
+"""The graph: candidates' scores shifted and propagated, rows of many layers in one go.
 
-Steps 1 and 3 to 7 of docs/algorithm.md's graph section; step 2, the candidates, is `narrowing`.
+Steps 1 and 3 to 6 of docs/algorithm.md's graph section; step 2, the candidates, is `narrowing`, step 7, the selection,
+`heads` and `granularity`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,24 +12,28 @@ import torch
 from graphkv.candidates import Candidates
 from graphkv.kernels import Kernels, kernels_for
 from graphkv.narrowing import check_candidate_keys
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 from graphkv.terms.errors import InvalidInputError
-from graphkv.terms.policy import Graph
 
-__all__ = ["Picked", "pick"]
+__all__ = ["Propagation", "propagate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picked:
-    """The outcome of one layer: `kept` bool [Hkv, W] over the candidates' slots, and what it is worth."""
+class Propagation:
+    """One layer after the graph: its rows, one a KV head, and what became of them; None where their scores stay."""
 
-    kept: torch.Tensor
-    kept_score_ratio: float
-    changed: int
+    layer: Candidates
+    rows: list[Row]
+    updated: list[Updated | None]
+
+    def values(self, head: int) -> torch.Tensor:
+        """float64 [C]: the candidates' updated scores, or their base scores where nothing propagates."""
+        updated = self.updated[head]
+        return self.rows[head].scores if updated is None else updated.scores
 
 
-def pick(layers: Sequence[Candidates], kernels: Kernels | None = None) -> list[Picked | InvalidInputError]:
-    """The contenders each layer keeps; an error is the answer of its own layer alone."""
+def propagate(layers: Sequence[Candidates], kernels: Kernels | None = None) -> list[Propagation | InvalidInputError]:
+    """Each layer after the graph; an error is the answer of its own layer alone."""
     rows: list[list[Row] | InvalidInputError] = []
     for layer in layers:
         try:
@@ -38,11 +43,11 @@ def pick(layers: Sequence[Candidates], kernels: Kernels | None = None) -> list[P
         except InvalidInputError as error:
             rows.append(error)
     good = [(layer, own) for layer, own in zip(layers, rows, strict=True) if isinstance(own, list)]
-    kept = _kept([(row, layer) for layer, own in good for row in own], kernels)
-    answers: list[Picked | InvalidInputError] = []
-    for layer, own in zip(layers, rows, strict=True):
-        answers.append(_picked(layer, own, [next(kept) for _ in own], kernels) if isinstance(own, list) else own)
-    return answers
+    updated = iter(_updated([(row, layer) for layer, own in good for row in own], kernels))
+    return [
+        Propagation(layer, own, [next(updated) for _ in own]) if isinstance(own, list) else own
+        for layer, own in zip(layers, rows, strict=True)
+    ]
 
 
 def _rows(layer: Candidates) -> list[Row]:
@@ -66,7 +71,7 @@ def _rows(layer: Candidates) -> list[Row]:
                 positions = positions[ids] if layer.indexed else positions[:count]
         rows.append(
             Row(
-                _shifted(scores, layer.facts[head]),
+                scores - layer.shifts()[head],
                 select,
                 sources,
                 graph.neighbor_count(plan.budget, sources),
@@ -79,51 +84,28 @@ def _rows(layer: Candidates) -> list[Row]:
     return rows
 
 
-def _shifted(scores: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
-    """Step 1: less the smallest contender's score, where that is negative; decay must lower."""
-    return scores - facts[1].clamp(max=0.0)
-
-
-def _kept(rows: Sequence[tuple[Row, Candidates]], kernels: Kernels | None) -> Iterator[torch.Tensor]:
-    """bool [C] a row, in order. Rows of one sequential strength go together; the others are independent anyway."""
-    kept: list[torch.Tensor | None] = [None] * len(rows)
+def _updated(rows: Sequence[tuple[Row, Candidates]], kernels: Kernels | None) -> list[Updated | None]:
+    """What the graph makes of each row. Rows of one sequential strength go together; the others are independent anyway."""
+    updated: list[Updated | None] = [None] * len(rows)
     together: dict[float, list[int]] = {}
     for place, (row, layer) in enumerate(rows):
         graph = layer.plan.policy.graph
-        if graph is not None and layer.plan.propagates and graph.update == "sequential" and row.size > row.select:
+        if graph is None or not layer.plan.propagates or row.select == 0 or not _matters(row, layer):
+            continue
+        if graph.update == "sequential":
             together.setdefault(graph.strength, []).append(place)
-        else:
-            kept[place] = _one_shot(row, graph if layer.plan.propagates else None, kernels)
+        elif row.sources:
+            updated[place] = (kernels or kernels_for(row.scores.device)).decay(row, graph)
     for strength, places in together.items():
         chosen = [rows[place][0] for place in places]
-        orders = (kernels or kernels_for(chosen[0].scores.device)).sequential(chosen, strength)
-        for place, row, order in zip(places, chosen, orders, strict=True):
-            kept[place] = torch.zeros(row.size, dtype=torch.bool, device=order.device).index_fill_(0, order, True)
-    return iter([mask for mask in kept if mask is not None])
+        found = (kernels or kernels_for(chosen[0].scores.device)).sequential(chosen, strength)
+        for place, own in zip(places, found, strict=True):
+            updated[place] = own
+    return updated
 
 
-def _one_shot(row: Row, graph: Graph | None, kernels: Kernels | None) -> torch.Tensor:
-    kernels = kernels or kernels_for(row.scores.device)
-    if row.size == row.select:
-        return torch.ones(row.size, dtype=torch.bool, device=row.scores.device)
-    updated = row.scores if graph is None or row.sources == 0 else kernels.decay(row, graph)
-    return kernels.top_tokens(updated[None], row.select)[0]
-
-
-def _picked(layer: Candidates, rows: list[Row], kept: list[torch.Tensor], kernels: Kernels | None) -> Picked:
-    """Back to slots, with the share of the base score kept and the number of tokens the graph changed."""
-    kernels = kernels or kernels_for(layer.ids.device)
-    slots = torch.zeros(layer.ids.shape, dtype=torch.bool, device=layer.ids.device)
-    share = torch.zeros(2, dtype=torch.float64, device=layer.ids.device)
-    changed = torch.zeros((), dtype=torch.int64, device=layer.ids.device)
-    for head, (row, mask) in enumerate(zip(rows, kept, strict=True)):
-        slots[head, : row.size] = mask
-        facts = layer.facts[head]
-        scores = layer.scores[head, : row.size]
-        share[0] += _shifted(scores.to(torch.float64), facts).masked_fill(~mask, 0.0).sum()
-        share[1] += facts[0] - facts[1].clamp(max=0.0) * facts[2]
-        if layer.plan.propagates:
-            changed += (mask & ~kernels.top_tokens(scores[None], row.select)[0]).sum()
-    kept_mass, mass = share.tolist()
-    ratio = min(1.0, kept_mass / mass) if mass > 0.0 else 1.0
-    return Picked(slots, ratio, int(changed))
+def _matters(row: Row, layer: Candidates) -> bool:
+    """Whether the row's updated scores are needed: not where it keeps all its candidates by itself, and nobody asks."""
+    plan = layer.plan
+    shared = plan.policy.budget_allocation == "adaptive_heads" or (plan.policy.is_coarse and not plan.votes)
+    return row.size > row.select or shared or bool(plan.outputs)

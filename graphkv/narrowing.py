@@ -4,13 +4,16 @@ import math
 
 import torch
 
+from graphkv.budgets import LayerPlan
 from graphkv.candidates import Candidates, contended_tokens
 from graphkv.finite import check_finite, check_scores
 from graphkv.kernels import Kernels, kernels_for
 from graphkv.layer import Layer
 from graphkv.scorers import scorer
+from graphkv.terms.errors import Reason, invalid
+from graphkv.terms.rope import Rope
 
-__all__ = ["everyone", "narrow", "score_layer"]
+__all__ = ["everyone", "narrow", "of_all_scores", "score_layer"]
 
 
 def score_layer(layer: Layer, kernels: Kernels | None = None) -> torch.Tensor:
@@ -37,16 +40,15 @@ def narrow(layer: Layer, kernels: Kernels | None = None) -> Candidates:
     plan = layer.plan
     kernels = kernels or kernels_for(layer.keys.device)
     scores = _contenders(layer, kernels)
-    facts = _facts(scores)
-    width = plan.candidate_width
-    ids, best = _packed(scores, kernels.top_tokens(scores, width), width)
+    ids, best = _packed(scores, kernels.top_tokens(scores, plan.candidate_width), plan.candidate_width)
     keys = similar = None
     if plan.needs_keys and layer.similarity_keys is None:
         keys = _gathered(layer.keys, ids)
     elif plan.needs_keys and layer.similarity_keys is not None:
         similar = _gathered(layer.similarity_keys, ids)
     positions = None if layer.positions is None or similar is not None else _positions(layer, ids)
-    return Candidates(plan, ids, best, facts, keys, similar, positions, layer.rope)
+    every = scores if plan.needs_all_scores else None
+    return Candidates(plan, ids, best, _facts(scores), keys, similar, positions, layer.rope, all_scores=every)
 
 
 def everyone(layer: Layer, kernels: Kernels | None = None) -> Candidates:
@@ -57,7 +59,42 @@ def everyone(layer: Layer, kernels: Kernels | None = None) -> Candidates:
     positions = layer.positions
     if positions is not None and positions.ndim == 1:
         positions = positions.expand(layer.kv_heads, -1)
-    return Candidates(plan, ids, best, _facts(scores), layer.keys, layer.similarity_keys, positions, layer.rope, indexed=True)
+    return Candidates(
+        plan,
+        ids,
+        best,
+        _facts(scores),
+        layer.keys,
+        layer.similarity_keys,
+        positions,
+        layer.rope,
+        indexed=True,
+        all_scores=scores if plan.needs_all_scores else None,
+    )
+
+
+def of_all_scores(
+    plan: LayerPlan,
+    all_scores: torch.Tensor,
+    *,
+    ids: torch.Tensor,
+    keys: torch.Tensor | None = None,
+    similarity_keys: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    rope: Rope | None = None,
+) -> Candidates:
+    """Candidates that came with the scores of all tokens, float32 [Hkv, n]: their own scores and the facts follow from them.
+
+    Raises InvalidInputError where a contender's score is NaN or +infinity, or an id is no token; `Candidates.check` the rest.
+    """
+    competes = contended_tokens(plan, all_scores.device)
+    check_scores(all_scores, competes, plan.layer)
+    scores = all_scores.masked_fill(~competes, -math.inf).add_(0.0)
+    places = ids.to(torch.int64)
+    if bool((places >= plan.num_tokens).any()):
+        raise invalid("candidate_ids", int(places.max()), f"below {plan.num_tokens}, the tokens", reason=Reason.BAD_SHAPE)
+    best = scores.gather(1, places.clamp(min=0)).masked_fill_(places < 0, -math.inf)
+    return Candidates(plan, ids, best, _facts(scores), keys, similarity_keys, positions, rope, all_scores=scores)
 
 
 def _contenders(layer: Layer, kernels: Kernels | None) -> torch.Tensor:

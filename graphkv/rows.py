@@ -1,4 +1,7 @@
-"""Row: one KV head of one layer of one prompt, as the kernels see it; its unit keys are made when they are asked for."""
+"""Row: one KV head of one layer of one prompt, as the kernels see it, and Updated, what they make of it.
+
+Its unit keys are made when they are asked for.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +10,7 @@ import torch
 from graphkv.rope import unrotate
 from graphkv.terms.rope import Rope
 
-__all__ = ["BLOCK", "Row", "lengths", "unit"]
+__all__ = ["BLOCK", "Row", "Updated", "lengths", "unit"]
 
 BLOCK = 8192
 """Tokens whose keys are held in float64 at a time."""
@@ -48,6 +51,27 @@ class Row:
                 keys = unrotate(keys, self.positions[place], self.rope)
             made[place] = unit(keys)
         return made
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A row after the graph, candidate by candidate.
+
+    scores float64 [C]: updated scores; evicted ones are -1 - rank. factors float64 [C]: what the base scores were
+    multiplied with, 0 for an evicted one. Sequential alone: order int64 [B_sel], whom it kept, first to last; level
+    float64 [C], the logarithms of the updated scores, which underflow. Both of those are as they were when a candidate
+    was kept, and as they are at the end for the rest.
+    """
+
+    scores: torch.Tensor
+    factors: torch.Tensor
+    order: torch.Tensor | None = None
+    level: torch.Tensor | None = None
+
+    @property
+    def comparable(self) -> torch.Tensor:
+        """float64 [C]: what candidates of different rows are compared by."""
+        return self.scores if self.level is None else self.level
 
 
 def lengths(vectors: torch.Tensor) -> torch.Tensor:

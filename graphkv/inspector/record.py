@@ -13,16 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from graphkv.algorithm import select_layers
+from graphkv.algorithm import Chosen, select_layers
+from graphkv.allocation import allocate
 from graphkv.batches import prompts_of
 from graphkv.candidates import Candidates, contended_tokens
-from graphkv.graph import pick
+from graphkv.graph import propagate
 from graphkv.kernels import Kernels, kernels_for
 from graphkv.kernels.decay.chunked import SAME, edges_of_sources
 from graphkv.kernels.products import products
 from graphkv.layer import Layer
 from graphkv.narrowing import everyone, narrow, score_layer
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 from graphkv.terms.always_kept import Range
 from graphkv.terms.errors import InvalidInputError, Reason, invalid
 from graphkv.terms.policy import Graph, Policy
@@ -30,6 +31,7 @@ from graphkv.terms.rope import Rope
 
 __all__ = ["MOST_NEIGHBORS", "LayerRecord", "Neighbors", "PolicyRecord", "RowRecord", "record"]
 
+_ALLOWED = {"granularity": '"head"', "page_size": "None"}
 MOST_NEIGHBORS = 24  # remembered of each source, the most similar first
 
 Ints = npt.NDArray[np.int32]
@@ -111,7 +113,11 @@ def record(
     prompts, batched = prompts_of({"keys": keys, **inputs}, policy=policy, pinned=pinned, rope=rope, layout="HND")
     if batched:
         raise invalid("keys", f"{len(prompts)} prompts", "one prompt", reason=Reason.BAD_SHAPE)
-    layers = prompts[0].layers
+    if policy.is_coarse:
+        field = "granularity" if policy.granularity != "head" else "page_size"
+        allowed = f"{_ALLOWED[field]}: the page shows each KV head's own tokens"
+        raise invalid(field, getattr(policy, field), allowed)
+    layers = allocate(prompts[0].layers)
     records = tuple(_layer(layer) for layer in layers)
     return PolicyRecord(name or policy.fingerprint, policy, layers[0].plan.num_tokens, records)
 
@@ -120,8 +126,8 @@ def _layer(layer: Layer) -> LayerRecord:
     plan = layer.plan
     candidates = everyone(layer) if plan.candidates is None else narrow(layer)
     [chosen] = select_layers([candidates])
-    if isinstance(chosen, InvalidInputError):
-        raise chosen
+    if not isinstance(chosen, Chosen):
+        raise chosen if isinstance(chosen, InvalidInputError) else TypeError("a part of an answer was taken for one")
     scores = score_layer(layer).masked_fill_(~contended_tokens(plan, layer.keys.device), torch.nan).cpu().numpy()
     rows = []
     for head in range(layer.kv_heads):
@@ -134,7 +140,7 @@ def _layer(layer: Layer) -> LayerRecord:
 def _head(layer: Candidates, head: int) -> Candidates:
     """The candidates of one KV head as a layer of its own: a row's answer depends on no other."""
     own = slice(head, head + 1)
-    names = ("ids", "scores", "facts", "keys", "similarity_keys", "positions")
+    names = ("ids", "scores", "facts", "keys", "similarity_keys", "positions", "all_scores")
     tensors = {name: tensor[own] for name in names if (tensor := getattr(layer, name)) is not None}
     return dataclasses.replace(layer, **tensors)
 
@@ -173,36 +179,37 @@ class _Propagation:
         self.factors = torch.ones(size, dtype=torch.float64, device=device)
         self.sources = torch.empty(0, dtype=torch.int64, device=device)
         self.edges = torch.empty(0, size, dtype=torch.float32, device=device)
-        [picked] = pick([head], self._kernels())
-        if isinstance(picked, InvalidInputError):
-            raise picked
+        [propagated] = propagate([head], self._kernels())
+        if isinstance(propagated, InvalidInputError):
+            raise propagated
 
     def _kernels(self) -> Kernels:
         return dataclasses.replace(self._own, decay=self._decay, sequential=self._sequential)
 
-    def _decay(self, row: Row, graph: Graph) -> torch.Tensor:
-        self.updated = updated = self._own.decay(row, graph)
+    def _decay(self, row: Row, graph: Graph) -> Updated:
+        updated = self._own.decay(row, graph)
         self.sources = torch.sort(row.scores, descending=True, stable=True).indices[: row.sources]
         unit = row.unit_keys()
         is_source = torch.zeros(row.size, dtype=torch.bool, device=unit.device).index_fill_(0, self.sources, True)
         self.edges = edges_of_sources(unit[self.sources], unit, is_source, row.neighbors, graph.threshold)
-        self.factors = torch.where(row.scores > 0.0, updated / row.scores, 1.0)
+        self.updated, self.factors = updated.scores, updated.factors
         if graph.signal == "evict":
-            self.factors.masked_fill_((self.edges > 0.0).any(dim=0), torch.nan)
+            self.factors = self.factors.masked_fill((self.edges > 0.0).any(dim=0), torch.nan)
         return updated
 
-    def _sequential(self, rows: Sequence[Row], strength: float) -> list[torch.Tensor]:
-        orders = self._own.sequential(rows, strength)
-        [row], [order] = rows, orders
-        unit = row.unit_keys()
+    def _sequential(self, rows: Sequence[Row], strength: float) -> list[Updated]:
+        found = self._own.sequential(rows, strength)
+        [row], [updated] = rows, found
+        if updated.order is None:
+            raise TypeError("sequential propagation without an order of choice")
+        order, unit = updated.order, row.unit_keys()
         edges = products(unit[order], unit).clamp_(0.0, 1.0)
         edges.masked_fill_(edges >= SAME, 1.0)
         steps = torch.arange(order.shape[0], device=order.device)
         kept_at = torch.full((row.size,), order.shape[0], device=order.device).index_copy_(0, order, steps)
         edges.masked_fill_(kept_at <= steps[:, None], 0.0)  # what is kept already is past changing
-        self.factors = torch.log1p(edges.to(torch.float64) * -strength).sum(dim=0).exp()
-        self.updated, self.sources, self.edges = row.scores * self.factors, order, edges
-        return orders
+        self.updated, self.factors, self.sources, self.edges = updated.scores, updated.factors, order, edges
+        return found
 
 
 def _neighbors(edges: torch.Tensor, ids: torch.Tensor) -> Neighbors:

@@ -18,7 +18,7 @@ from graphkv.kernels.top_tokens import chunked as top_tokens_chunked
 from graphkv.kernels.top_tokens import naive as top_tokens_naive
 from graphkv.kernels.window_scores import chunked as window_scores_chunked
 from graphkv.kernels.window_scores import naive as window_scores_naive
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 from graphkv.terms.policy import Graph
 
 __all__ = ["CHUNKED", "KERNELS", "NAIVE", "Kernels", "kernels_for"]
@@ -30,8 +30,8 @@ class Kernels:
 
     window_scores: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     top_tokens: Callable[[torch.Tensor, int], torch.Tensor]
-    decay: Callable[[Row, Graph], torch.Tensor]
-    sequential: Callable[[Sequence[Row], float], list[torch.Tensor]]
+    decay: Callable[[Row, Graph], Updated]
+    sequential: Callable[[Sequence[Row], float], list[Updated]]
 
 
 CHUNKED = Kernels(

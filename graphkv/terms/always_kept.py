@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from graphkv.terms.errors import Reason, invalid
 
-__all__ = ["always_kept", "check_pinned", "count", "merge"]
+__all__ = ["always_kept", "always_kept_pages", "check_pinned", "count", "merge"]
 
 Range = tuple[int, int]
 
@@ -25,6 +25,31 @@ def always_kept(
         raise invalid("pinned", f"{count(kept)} tokens", f"at most the budget, {budget}")
     kept = _fill(kept, range(min(sinks, num_tokens)), budget)
     return _fill(kept, range(num_tokens - 1, num_tokens - 1 - min(window, num_tokens), -1), budget)
+
+
+def always_kept_pages(
+    num_tokens: int, pages: int, page_size: int, *, pinned: Sequence[Range] = (), sinks: int = 0, window: int = 0
+) -> tuple[int, ...]:
+    """The ids, ascending, of pages that are kept whatever their score: those with an always-kept token, and the last
+    partial one.
+
+    If that is more than `pages`: those with pinned tokens first, then with the sinks from the front, the window from the
+    end, and the last partial page. Raises InvalidInputError where those with pinned tokens alone are more.
+    """
+    whole = -(-num_tokens // page_size)
+    if whole <= pages:
+        return tuple(range(whole))
+    kept = merge([(start // page_size, (stop - 1) // page_size + 1) for start, stop in pinned])
+    if count(kept) > pages:
+        raise invalid("pinned", f"tokens of {count(kept)} pages", f"of at most {pages} pages, the budget")
+    first = min(sinks, num_tokens)
+    kept = _fill(kept, range(-(-first // page_size)), pages)
+    if window > 0:
+        start = (num_tokens - min(window, num_tokens)) // page_size
+        kept = _fill(kept, range(whole - 1, start - 1, -1), pages)
+    if num_tokens % page_size:
+        kept = _fill(kept, range(whole - 1, whole - 2, -1), pages)
+    return tuple(page for start, stop in kept for page in range(start, stop))
 
 
 def check_pinned(pinned: Sequence[Range], num_tokens: int) -> tuple[Range, ...]:

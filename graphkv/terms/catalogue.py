@@ -11,8 +11,10 @@ from typing import Literal
 
 __all__ = [
     "BUDGETS",
+    "COMBINES",
     "GRANULARITIES",
     "OPTIONS",
+    "OUTPUTS",
     "POOLINGS",
     "SCORERS",
     "SIGNALS",
@@ -56,9 +58,12 @@ class ScorerTerms:
 
 @dataclass(frozen=True, slots=True)
 class OptionTerms:
-    """A setting of one scorer or budget allocation: whose it is, what it is by default, and the numbers it may be."""
+    """A setting of one scorer or budget allocation: whose it is, what it is by default, and the numbers it may be.
 
-    of: str
+    `of`: the field of Policy and the name there that it goes with.
+    """
+
+    of: tuple[Literal["scorer", "budget_allocation"], str]
     default: float
     least: float
     most: float
@@ -81,6 +86,8 @@ SCORERS: Mapping[str, ScorerTerms] = MappingProxyType({
 BUDGETS: Mapping[str, str] = MappingProxyType({
     "uniform": "the same budget in every layer and head",
     "pyramid": "more in the first layers than in the last (PyramidKV, arXiv:2406.02069)",
+    "cake": "more where attention is spread and wavers (CAKE, arXiv:2503.12491); waits for all layers",
+    "adaptive_heads": "the heads of a layer share its budget (AdaKV, arXiv:2407.11550); ragged answers",
 })  # fmt: skip
 SIGNALS: Mapping[str, str] = MappingProxyType({
     "decay": "a source lowers its neighbors",
@@ -96,8 +103,28 @@ SIMILARITIES: Mapping[str, str] = MappingProxyType({
     "post_rope": "the keys as they lie in the cache",
     "pre_rope": "the keys before rotary embedding; needs rope= or similarity_keys=",
 })  # fmt: skip
-GRANULARITIES: Mapping[str, str] = MappingProxyType({"head": "every KV head keeps tokens of its own"})
+GRANULARITIES: Mapping[str, str] = MappingProxyType({
+    "head": "every KV head keeps tokens of its own",
+    "layer": "the KV heads of a layer share one set",
+    "model": "all layers share one set; waits for all layers",
+})  # fmt: skip
+COMBINES: Mapping[str, str] = MappingProxyType({
+    "mean": "the mean of the scores that meet in one answer",
+    "max": "the largest of them",
+})  # fmt: skip
+# The taus are the CAKE authors' own for Llama 3.1 8B at 128 tokens a layer; theirs differ from model to model.
 OPTIONS: Mapping[str, OptionTerms] = MappingProxyType({
-    "gamma": OptionTerms("cake", 200.0, 0.0, 1e30, "a number >= 0"),
+    "gamma": OptionTerms(("scorer", "cake"), 200.0, 0.0, 1e30, "a number >= 0"),
+    "tau1": OptionTerms(("budget_allocation", "cake"), 1.6, 1e-3, 1e30, "a number >= 0.001"),
+    "tau2": OptionTerms(("budget_allocation", "cake"), 0.6, 1e-3, 1e30, "a number >= 0.001"),
+    "alpha": OptionTerms(("budget_allocation", "adaptive_heads"), 0.2, 0.0, 1.0, "a number in [0, 1]"),
+})  # fmt: skip
+OUTPUTS: Mapping[str, str] = MappingProxyType({
+    "updated_scores": "float32 [Hkv, n], after the graph; +inf where a token is always kept, -inf for padding",
+    "keep_mask": "bool [Hkv, n], True for a kept token",
+    "decay_factors": "float32 [Hkv, n], what the graph multiplied each score with; 1 where it did nothing, 0 for evicted",
+    "choice_order": "int32 [Hkv, B - A], the kept contenders in the order they were chosen (sequential), then -1",
+    "dropped_ranges": "int32 [ranges, 3], KV head, start and stop of the tokens not kept",
+    "moves": "int32 [moves, 3], KV head, source and destination that close the gaps from the front",
 })  # fmt: skip
 POOLINGS: Mapping[str, str] = MappingProxyType({"avg": "the mean, padded with zeros", "max": "the largest"})

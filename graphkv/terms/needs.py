@@ -6,12 +6,12 @@ Takes names, counts and terms; knows no array library.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from graphkv.terms.catalogue import SCORERS
-from graphkv.terms.errors import GraphKVError, InvalidInputError, Reason, invalid
+from graphkv.terms.catalogue import OUTPUTS, SCORERS
+from graphkv.terms.errors import GraphKVError, InvalidInputError, Reason, invalid, unknown_name
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 
-__all__ = ["as_given", "check_graph_inputs", "check_source", "naming_values", "query_rows"]
+__all__ = ["as_given", "check_graph_inputs", "check_outputs", "check_source", "naming_values", "query_rows", "reads_attention"]
 
 
 def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_tokens: int, extras: Sequence[str] = ()) -> None:
@@ -33,8 +33,11 @@ def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_token
         raise invalid(sources[1], "given", f"left out where {sources[0]}= is given", reason=Reason.BAD_SHAPE)
     source = sources[0] if sources else None
     if source == "scores":
+        if policy.budget_allocation == "cake":
+            allowed = 'left out: the budget allocation "cake" needs queries= or attention='
+            raise invalid("scores", "given", allowed, reason=Reason.BAD_SHAPE)
         return
-    if not SCORERS[policy.scorer].reads_attention:
+    if not reads_attention(policy):
         if policy.scorer == "given":
             raise invalid("scores", None, 'given: the scorer is "given"', reason=Reason.BAD_SHAPE)
         if source is not None:
@@ -42,6 +45,8 @@ def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_token
         return
     if source is None:
         allowed = f"given (or attention=, or scores=): the scorer {policy.scorer!r} needs it"
+        if policy.budget_allocation == "cake":
+            allowed = 'given (or attention=): the budget allocation "cake" needs it'
         raise invalid("queries", None, allowed, reason=Reason.BAD_SHAPE)
     wanted = query_rows(policy, num_tokens)
     if wanted is not None and rows != wanted:
@@ -49,12 +54,35 @@ def check_source(policy: Policy, sources: Sequence[str], *, rows: int, num_token
         raise invalid(source, f"{rows} rows", f"{wanted} rows, {which}", reason=Reason.BAD_SHAPE)
 
 
+def reads_attention(policy: Policy) -> bool:
+    """Whether the policy needs queries or attention: for its scorer, or to spread its budget."""
+    return SCORERS[policy.scorer].reads_attention or policy.budget_allocation == "cake"
+
+
 def query_rows(policy: Policy, num_tokens: int) -> int | None:
-    """How many last queries the policy's scorer takes for a prompt of this length; None = any number."""
+    """How many last queries the policy takes for a prompt of this length; None = any number."""
     kind = SCORERS[policy.scorer].query_rows
-    if kind == "any":
+    if kind == "any" and policy.budget_allocation != "cake":
         return None
     return num_tokens if kind == "all" else min(policy.observation_window(), num_tokens)
+
+
+def check_outputs(policy: Policy, outputs: Sequence[str]) -> tuple[str, ...]:
+    """The outputs asked for, each once; raises InvalidInputError where one is none, or this policy cannot give it."""
+    if isinstance(outputs, str) or not isinstance(outputs, Sequence):
+        raise invalid("outputs", outputs, "a sequence of names", reason=Reason.BAD_SHAPE)
+    for name in outputs:
+        if not isinstance(name, str) or name not in OUTPUTS:
+            raise unknown_name("outputs", name, OUTPUTS)
+    if "decay_factors" in outputs and policy.granularity != "head":
+        allowed = f'left out where granularity is "{policy.granularity}": each head has its own'
+        raise invalid("outputs", "decay_factors", allowed, reason=Reason.BAD_SHAPE)
+    if "choice_order" in outputs:
+        sequential = policy.graph is not None and policy.graph.update == "sequential"
+        if policy.is_coarse or not sequential or policy.budget_allocation == "adaptive_heads":
+            allowed = 'left out unless graph.update is "sequential" and each head keeps B tokens of its own'
+            raise invalid("outputs", "choice_order", allowed, reason=Reason.BAD_SHAPE)
+    return tuple(name for name in OUTPUTS if name in outputs)
 
 
 def check_graph_inputs(policy: Policy, *, similarity_keys: bool, rope: Rope | None, head_dim: int) -> None:

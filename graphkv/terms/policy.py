@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, OPTIONS, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
+from graphkv.terms.catalogue import (
+    BUDGETS,
+    COMBINES,
+    GRANULARITIES,
+    OPTIONS,
+    POOLINGS,
+    SCORERS,
+    SIGNALS,
+    SIMILARITIES,
+    UPDATES,
+)
 from graphkv.terms.errors import invalid, unknown_name
 
 __all__ = ["Graph", "Policy"]
@@ -100,7 +110,10 @@ class Policy:
     window: the observation window, the last tokens of the prompt, always kept; None = the scorer's own (snapkv 32).
     pool_width, pooling: the smoothing of scorers that smooth; None = the scorer's own (snapkv 7); odd; "avg" or "max".
     sinks: how many first tokens are always kept; None = the scorer's own.
-    page_align: round each layer's budget up so that a whole number of pages of this many tokens is dropped.
+    page_size: answer pages of this many tokens instead of tokens: floor(budget / page_size) of them, at least one.
+    page_align: round each layer's budget up so that a whole number of pages of this many tokens is dropped. Not with
+    page_size.
+    combine: "mean" or "max": how scores meet where heads, layers or the tokens of a page share an answer.
     graph: the propagation on top of the scores, or None for the base method alone.
     options: settings of the scorer or the budget allocation by name, as a mapping; kept as sorted pairs.
     Raises InvalidInputError naming the field, what was given and what is allowed.
@@ -114,22 +127,19 @@ class Policy:
     pooling: str = "avg"
     sinks: int | None = None
     granularity: str = "head"
+    page_size: int | None = None
     page_align: int | None = None
+    combine: str = "mean"
     graph: Graph | None = field(default_factory=Graph)
     options: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         _set(self, "budget", _budget(self.budget))
-        named = (("scorer", SCORERS), ("budget_allocation", BUDGETS), ("granularity", GRANULARITIES), ("pooling", POOLINGS))
-        for name, table in named:
+        for name, table in _NAMED.items():
             _named(name, getattr(self, name), table)
-        if self.window is not None:
-            least = SCORERS[self.scorer].least_window
-            _set(self, "window", _whole("window", self.window, least, None, f"an integer >= {least}, or None"))
-        if self.sinks is not None:
-            _set(self, "sinks", _whole("sinks", self.sinks, 0, None, "an integer >= 0, or None"))
-        if self.page_align is not None:
-            _set(self, "page_align", _whole("page_align", self.page_align, 1, None, "an integer >= 1, or None"))
+        for name, least in (("window", SCORERS[self.scorer].least_window), ("sinks", 0), ("page_size", 1), ("page_align", 1)):
+            if getattr(self, name) is not None:
+                _set(self, name, _whole(name, getattr(self, name), least, None, f"an integer >= {least}, or None"))
         if self.pool_width is not None:
             allowed = f"an odd integer from 1 to {_WIDEST_POOL}, or None"
             _set(self, "pool_width", _whole("pool_width", self.pool_width, 1, _WIDEST_POOL, allowed))
@@ -137,7 +147,31 @@ class Policy:
                 raise invalid("pool_width", self.pool_width, allowed)
         if self.graph is not None and not isinstance(self.graph, Graph):
             raise invalid("graph", self.graph, "a Graph, or None for the base method alone")
-        _set(self, "options", _options(self.options, (self.scorer, self.budget_allocation)))
+        _set(self, "options", _options(self.options, self))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What each field allows alone and another forbids."""
+        if self.page_size is not None and self.page_align is not None:
+            raise invalid("page_align", self.page_align, "None where page_size is set")
+        if self.granularity == "model" and self.budget_allocation != "uniform":
+            raise invalid("budget_allocation", self.budget_allocation, '"uniform" where granularity is "model"')
+        if self.budget_allocation == "adaptive_heads":
+            allowed = 'where budget_allocation is "adaptive_heads"'
+            if self.granularity != "head":
+                raise invalid("granularity", self.granularity, f'"head" {allowed}')
+            for name in ("page_size", "page_align"):
+                if getattr(self, name) is not None:
+                    raise invalid(name, getattr(self, name), f"None {allowed}")
+        if self.budget_allocation == "cake":
+            if self.scorer == "given":
+                raise invalid(
+                    "scorer", self.scorer, 'one that goes with queries or attention, which budget_allocation "cake" reads'
+                )
+            if self.observation_window() < 1:
+                raise invalid("window", self.window, 'an integer >= 1 where budget_allocation is "cake"')
+        if self.granularity != "head" and self.graph is not None and self.graph.signal == "evict":
+            raise invalid("granularity", self.granularity, '"head" where graph.signal is "evict"')
 
     @classmethod
     def paper(cls, budget: int | float, *, rounds: int = 1, **fields: Any) -> "Policy":
@@ -186,6 +220,16 @@ class Policy:
     def effective_sinks(self) -> int:
         """How many first tokens are always kept, the scorer's own where `sinks` is None."""
         return SCORERS[self.scorer].sinks if self.sinks is None else self.sinks
+
+    @property
+    def needs_all_layers(self) -> bool:
+        """Whether no layer can be answered before all layers of its prompt are there."""
+        return self.granularity == "model" or self.budget_allocation == "cake"
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether heads, layers or the tokens of a page share an answer."""
+        return self.granularity != "head" or self.page_size is not None
 
     @property
     def needs_rope(self) -> bool:
@@ -256,11 +300,20 @@ def _set(target: object, name: str, value: object) -> None:
     object.__setattr__(target, name, value)  # frozen: only construction writes
 
 
-def _options(given: object, users: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
-    """Sorted pairs; each an option of one of `users`, a scorer and a budget allocation."""
+_NAMED: Mapping[str, Mapping[str, object]] = {
+    "scorer": SCORERS,
+    "budget_allocation": BUDGETS,
+    "granularity": GRANULARITIES,
+    "pooling": POOLINGS,
+    "combine": COMBINES,
+}
+
+
+def _options(given: object, policy: Policy) -> tuple[tuple[str, float], ...]:
+    """Sorted pairs; each an option of the policy's scorer or budget allocation."""
     if not isinstance(given, Mapping | tuple):
         raise invalid("options", given, "a mapping of names to numbers")
-    known = {name: terms for name, terms in OPTIONS.items() if terms.of in users}
+    known = {name: terms for name, terms in OPTIONS.items() if getattr(policy, terms.of[0]) == terms.of[1]}
     options = []
     try:
         pairs = sorted(dict(given).items())

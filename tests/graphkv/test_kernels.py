@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from graphkv.kernels import CHUNKED, KERNELS, NAIVE, kernels_for
+from graphkv.kernels import CHUNKED, KERNELS, NAIVE, Kernels, kernels_for
 from graphkv.kernels.products import products
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 from graphkv.terms.policy import Graph
 
 DEVICES = [device for device in KERNELS if device == "cpu" or (device == "cuda" and torch.cuda.is_available())]
@@ -31,6 +31,12 @@ def row_of(tokens: int, dim: int, seed: int, *, select: int, sources: int = 0, n
 def moved(row: Row, device: str) -> Row:
     keys = None if row.keys is None else row.keys.to(device)
     return Row(row.scores.to(device), row.select, row.sources, row.neighbors, keys)
+
+
+def order_of(updated: Updated) -> list[int]:
+    assert updated.order is not None
+    order: list[int] = updated.order.tolist()
+    return order
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -72,8 +78,9 @@ def test_decay(device: str, tokens: int, dim: int, sources: int, neighbors: int 
     given = {name: getattr(graph, name) for name in ("strength", "rounds", "signal", "update")}
     graph = Graph(neighbors="auto", threshold=threshold, **given)
     wanted = NAIVE.decay(row, graph)
-    updated = kernels_for(torch.device(device)).decay(moved(row, device), graph).cpu()
-    torch.testing.assert_close(updated, wanted, rtol=1e-4, atol=1e-5)
+    updated = kernels_for(torch.device(device)).decay(moved(row, device), graph)
+    torch.testing.assert_close(updated.scores.cpu(), wanted.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(updated.factors.cpu(), wanted.factors, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -83,22 +90,38 @@ def test_sequential_rows_of_many_sizes_at_once(device: str, strength: float) -> 
     rows = [row_of(tokens, 24, tokens + select, select=select) for tokens, select in sizes]
     wanted = NAIVE.sequential(rows, strength)
     given = kernels_for(torch.device(device)).sequential([moved(row, device) for row in rows], strength)
-    for (tokens, select), own, right in zip(sizes, given, wanted, strict=True):
-        assert own.tolist() == right.tolist(), (tokens, select)
+    for size, own, right in zip(sizes, given, wanted, strict=True):
+        assert order_of(own) == order_of(right), size
+        torch.testing.assert_close(own.scores.cpu(), right.scores, rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(own.factors.cpu(), right.factors, rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(own.comparable.cpu(), right.comparable, rtol=1e-4, atol=1e-4)
 
 
 def test_sequential_without_room_for_the_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row_of(200, 24, seed, select=90) for seed in range(3)]
     squares = CHUNKED.sequential(rows, 0.3)
     monkeypatch.setattr("graphkv.kernels.sequential.chunked._WIDEST", 10)
-    assert [order.tolist() for order in CHUNKED.sequential(rows, 0.3)] == [order.tolist() for order in squares]
+    assert [order_of(own) for own in CHUNKED.sequential(rows, 0.3)] == [order_of(own) for own in squares]
 
 
 def test_zero_scores_come_last_by_index() -> None:
     scores = torch.tensor([0.0, 0.5, 0.0, 1.0, 0.0], dtype=torch.float64)
     row = Row(scores, 4, keys=torch.eye(5))
-    assert CHUNKED.sequential([row], 0.1)[0].tolist() == [3, 1, 0, 2]
-    assert NAIVE.sequential([row], 0.1)[0].tolist() == [3, 1, 0, 2]
+    assert order_of(CHUNKED.sequential([row], 0.1)[0]) == [3, 1, 0, 2]
+    assert order_of(NAIVE.sequential([row], 0.1)[0]) == [3, 1, 0, 2]
+
+
+@pytest.mark.parametrize("kernels", [CHUNKED, NAIVE], ids=["chunked", "naive"])
+def test_what_is_left_of_nothing_ties_with_what_was_nothing(kernels: Kernels) -> None:
+    """A score of 0 and a factor of 0 are both minus infinity in logs: by index, and sources once they are kept."""
+    scores = torch.tensor([0.0, 0.5, 0.0, 1.0, 0.0, 0.25], dtype=torch.float64)
+    keys = torch.eye(6)
+    keys[1] = keys[3]
+    keys[4] = keys[0]
+    [own] = kernels.sequential([Row(scores, 4, keys=keys)], 1.0)
+    assert order_of(own) == [3, 5, 0, 1]
+    assert own.factors.tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    assert own.scores.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.25]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (7, 333, 63), (64, 512, 64), (65, 513, 128)], ids=str)

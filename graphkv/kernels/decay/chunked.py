@@ -9,7 +9,7 @@ import torch
 from graphkv.kernels.allowance import allowance
 from graphkv.kernels.products import products
 from graphkv.kernels.top_tokens.chunked import top_tokens
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 from graphkv.terms.policy import Graph
 
 __all__ = ["decay", "edges_of_sources"]
@@ -21,8 +21,8 @@ _EDGES = 16 * 2**20  # bytes of similarities held at once, in float32
 _FACTORS = 8 * 2**20  # and of factors, in float64
 
 
-def decay(row: Row, graph: Graph) -> torch.Tensor:
-    """float64 [C]: the updated scores; see `naive`."""
+def decay(row: Row, graph: Graph) -> Updated:
+    """See `naive`."""
     is_source = top_tokens(row.scores[None], row.sources)[0]
     places = is_source.nonzero()[:, 0]
     best_first = torch.sort(row.scores[places], descending=True, stable=True).indices
@@ -42,11 +42,11 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
             else:
                 signal *= sent.add_(1.0).prod(dim=0)
     if graph.signal == "evict":
-        return _evicted(row.scores, touched)
+        return Updated(_evicted(row.scores, touched), (~touched).to(torch.float64))
     if graph.update == "additive":
-        return (row.scores + signal * row.scores).clamp_(max=FLOAT32_MAX)
-    factor = signal.pow(graph.rounds).clamp_(max=1e300)  # finite, so that 0 stays 0
-    return (row.scores * factor).clamp_(max=FLOAT32_MAX)
+        return Updated((row.scores + signal * row.scores).clamp_(max=FLOAT32_MAX), signal.add_(1.0))
+    factors = signal.pow_(graph.rounds).clamp_(max=1e300)  # finite, so that 0 stays 0
+    return Updated((row.scores * factors).clamp_(max=FLOAT32_MAX), factors)
 
 
 def edges_of_sources(

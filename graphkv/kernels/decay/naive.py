@@ -2,7 +2,7 @@
 
 import torch
 
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 from graphkv.terms.policy import Graph
 
 __all__ = ["decay", "edges_of", "neighbors_of"]
@@ -11,8 +11,8 @@ SAME = 1.0 - 2.0**-16
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
 
 
-def decay(row: Row, graph: Graph) -> torch.Tensor:
-    """float64 [C]: the updated scores; for "evict", -1 - rank among the evicted where a token is evicted."""
+def decay(row: Row, graph: Graph) -> Updated:
+    """The row after one-shot propagation; for "evict" a score is -1 - rank among the evicted where a token is evicted."""
     order = sorted(range(row.size), key=lambda token: (-float(row.scores[token]), token))
     sources = order[: row.sources]
     unit = row.unit_keys(torch.float64)
@@ -28,12 +28,17 @@ def decay(row: Row, graph: Graph) -> torch.Tensor:
     if graph.signal == "evict":
         for rank, token in enumerate(token for token in order if token in evicted):
             updated[token] = -1.0 - rank
+        factors = [0.0 if token in evicted else 1.0 for token in range(row.size)]
     elif graph.update == "additive":
         updated = [score + total * score for score, total in zip(updated, totals, strict=True)]
+        factors = [1.0 + total for total in totals]
     else:
         for _ in range(graph.rounds):
             updated = [score * factor for score, factor in zip(updated, factors, strict=True)]
-    return torch.tensor(updated, dtype=torch.float64, device=row.scores.device).clamp_(max=FLOAT32_MAX)
+        factors = [factor**graph.rounds for factor in factors]
+    device = row.scores.device
+    scores = torch.tensor(updated, dtype=torch.float64, device=device).clamp_(max=FLOAT32_MAX)
+    return Updated(scores, torch.tensor(factors, dtype=torch.float64, device=device))
 
 
 def edges_of(unit: torch.Tensor, source: int) -> list[float]:

@@ -12,23 +12,24 @@ import torch
 from graphkv.kernels.allowance import allowance
 from graphkv.kernels.decay.chunked import SAME
 from graphkv.kernels.products import products
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 
 __all__ = ["sequential"]
 
 _COSINES = 64 * 2**20  # bytes held at once
 _WIDEST = 4096  # the most candidates whose cosines are formed ahead; the same on every device
+_LOWEST = -1e300  # what is left of a score of 0, or after a factor of 0: all equal, and above what is kept already
 
 
-def sequential(rows: Sequence[Row], strength: float) -> list[torch.Tensor]:
-    """int64 [B_sel] a row, in the order of choice; see `naive`."""
-    order: list[torch.Tensor] = []
+def sequential(rows: Sequence[Row], strength: float) -> list[Updated]:
+    """See `naive`."""
+    updated: list[Updated] = []
     for group in _groups(rows):
         if group[0].size > _WIDEST:
-            order.extend(_choose([row], _Lines(row), strength)[0] for row in group)
+            updated.extend(_choose([row], _Lines(row), strength)[0] for row in group)
         else:
-            order.extend(_choose(group, _Squares(group), strength))
-    return order
+            updated.extend(_choose(group, _Squares(group), strength))
+    return updated
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -80,29 +81,39 @@ def _snap(cosines: torch.Tensor) -> torch.Tensor:
     return cosines.clamp_(0.0, 1.0).masked_fill_(cosines >= SAME, 1.0)
 
 
-def _choose(rows: Sequence[Row], cosines: _Squares | _Lines, strength: float) -> list[torch.Tensor]:
+def _choose(rows: Sequence[Row], cosines: _Squares | _Lines, strength: float) -> list[Updated]:
     widest, steps = max(row.size for row in rows), max(row.select for row in rows)
     device = rows[0].scores.device
-    level = torch.full((len(rows), widest), -math.inf, dtype=torch.float64, device=device)
-    for line, row in zip(level, rows, strict=True):
+    start = torch.zeros(len(rows), widest, dtype=torch.float64, device=device)  # ln s
+    taken = torch.ones(len(rows), widest, dtype=torch.bool, device=device)
+    for line, own, row in zip(start, taken, rows, strict=True):
         line[: row.size] = row.scores.log()
+        own[: row.size] = False
+    logs = torch.zeros_like(start)  # of the factors so far
+    level = torch.empty_like(start)
     order = torch.empty(len(rows), steps, dtype=torch.int64, device=device)
-    best = torch.empty(len(rows), steps, dtype=torch.float64, device=device)
-    for step in range(steps):
+    at_choice = torch.empty(len(rows), steps, dtype=torch.float64, device=device)
+    ends: dict[int, list[int]] = {}  # after how many steps a row has kept all it keeps
+    for place, row in enumerate(rows):
+        ends.setdefault(row.select, []).append(place)
+    final = torch.empty_like(logs)
+    for step in range(steps + 1):
+        done = ends.get(step, ())
+        for place in done:
+            final[place] = logs[place]
+        if step == steps:
+            break
+        torch.add(start, logs, out=level).clamp_(min=_LOWEST).masked_fill_(taken, -math.inf)
         kept = level.argmax(dim=1)  # the first of equals, as torch documents of argmax and not of max
+        taken.scatter_(1, kept[:, None], True)
         order[:, step] = kept
-        best[:, step] = level.gather(1, kept[:, None])[:, 0]
-        level += torch.log1p(cosines.of(kept).to(torch.float64).mul_(-strength))
-        level.scatter_(1, kept[:, None], -math.inf)
-    return [_finished(row, *answer) for row, *answer in zip(rows, order, best, strict=True)]
+        at_choice[:, step] = logs.gather(1, kept[:, None])[:, 0]
+        logs += torch.log1p(cosines.of(kept).to(torch.float64).mul_(-strength))
+    return [_updated(row, *own) for row, *own in zip(rows, start, final, order, at_choice, strict=True)]
 
 
-def _finished(row: Row, order: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """The order of choice; once every candidate left is at -inf, the rest follow by index."""
-    order, best = order[: row.select], best[: row.select]
-    chosen = int((best > -math.inf).sum())
-    if chosen == row.select:
-        return order
-    left = torch.ones(row.size, dtype=torch.bool, device=order.device)
-    left[order[:chosen]] = False
-    return torch.cat([order[:chosen], left.nonzero()[: row.select - chosen, 0]])
+def _updated(row: Row, start: torch.Tensor, logs: torch.Tensor, order: torch.Tensor, at_choice: torch.Tensor) -> Updated:
+    order = order[: row.select].clone()
+    logs = logs[: row.size].index_copy(0, order, at_choice[: row.select])
+    factors = logs.exp()
+    return Updated(row.scores * factors, factors, order, start[: row.size] + logs)

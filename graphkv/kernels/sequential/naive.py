@@ -6,25 +6,30 @@ from collections.abc import Sequence
 import torch
 
 from graphkv.kernels.decay.naive import edges_of
-from graphkv.rows import Row
+from graphkv.rows import Row, Updated
 
 __all__ = ["sequential"]
 
 
-def sequential(rows: Sequence[Row], strength: float) -> list[torch.Tensor]:
-    """int64 [B_sel] a row: the candidates kept, in the order of choice."""
-    return [torch.tensor(_choose(row, strength), dtype=torch.int64, device=row.scores.device) for row in rows]
+def sequential(rows: Sequence[Row], strength: float) -> list[Updated]:
+    """Each row after sequential propagation."""
+    return [_choose(row, strength) for row in rows]
 
 
-def _choose(row: Row, strength: float) -> list[int]:
+def _choose(row: Row, strength: float) -> Updated:
     unit = row.unit_keys(torch.float64)
-    level = [math.log(score) if score > 0.0 else -math.inf for score in row.scores.tolist()]
+    start = [math.log(score) if score > 0.0 else -math.inf for score in row.scores.tolist()]
+    logs = [0.0] * row.size
     left, order = set(range(row.size)), []
     for _ in range(row.select):
-        best = min(left, key=lambda token: (-level[token], token))
+        best = min(left, key=lambda token: (-(start[token] + logs[token]), token))
         order.append(best)
         left.remove(best)
         for token, edge in enumerate(edges_of(unit, best)):
-            factor = 1.0 - strength * edge
-            level[token] += math.log(factor) if factor > 0.0 else -math.inf
-    return order
+            if token in left:
+                factor = 1.0 - strength * edge
+                logs[token] += math.log(factor) if factor > 0.0 else -math.inf
+    device = row.scores.device
+    factors = torch.tensor(logs, dtype=torch.float64, device=device).exp()
+    level = torch.tensor([first + log for first, log in zip(start, logs, strict=True)], dtype=torch.float64, device=device)
+    return Updated(row.scores * factors, factors, torch.tensor(order, dtype=torch.int64, device=device), level)
