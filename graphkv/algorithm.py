@@ -157,7 +157,9 @@ def _together(prompt: Prompt) -> Sequence[Chosen | Part | InvalidInputError]:
     """The answers of a prompt none of whose layers can be answered alone."""
     answers = select_layers(allocate(prompt.layers))
     parts = [answer for answer in answers if isinstance(answer, Part)]
-    return [finish(parts)] if len(parts) == len(answers) else answers
+    if len(parts) == len(answers):
+        return [finish(parts)]
+    return [answer for answer in answers if not isinstance(answer, Part)]  # errors, or layers that only waited for budgets
 
 
 def _prepared(layer: Layer, kernels: Kernels | None = None) -> Candidates:
