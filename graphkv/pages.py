@@ -25,11 +25,12 @@ def sums(values: torch.Tensor, page_size: int) -> torch.Tensor:
 
 def tokens_of(pages: torch.Tensor, page_size: int, num_tokens: int) -> torch.Tensor:
     """bool [n]: the tokens of the pages that `pages`, bool [pages], marks."""
-    return pages.repeat_interleave(page_size)[:num_tokens]
+    return pages.repeat_interleave(min(page_size, num_tokens))[:num_tokens]
 
 
 def _paged(values: torch.Tensor, page_size: int, empty: float) -> torch.Tensor:
-    """[pages, page_size]; the last page is filled up with `empty`."""
+    """[pages, page_size], or [1, n] where a page is longer; the last page is filled up with `empty`."""
+    page_size = min(page_size, values.shape[0])
     count = -(-values.shape[0] // page_size)
     padded = values.new_full((count * page_size,), empty)
     padded[: values.shape[0]] = values

@@ -192,6 +192,7 @@ class Replica:
             updates=tuple(catalogue.UPDATES),
             similarities=tuple(catalogue.SIMILARITIES),
             encodings=tuple(ENCODINGS),
+            outputs=tuple(catalogue.OUTPUTS),
         )
 
 

@@ -26,6 +26,7 @@ from graphkv_testing.process import Server, wait_until
 from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
 
 import graphkv
+from graphkv.terms.catalogue import OUTPUTS
 
 POLICY = Policy(50)
 CAKE = Policy(50, budget_allocation="cake")
@@ -304,6 +305,7 @@ def test_capabilities_and_ping(client: CompressClient) -> None:
     capabilities = client.capabilities()
     assert capabilities.version == graphkv.__version__
     assert capabilities.encodings == ("exact",)
+    assert set(capabilities.outputs) == set(OUTPUTS)
     assert 0 < client.ping() < 30
 
 

@@ -258,11 +258,6 @@ def test_any_capabilities_cross_unchanged(given: Capabilities) -> None:
     assert messages.read_capabilities(pb.GetCapabilitiesResponse.FromString(data)) == given
 
 
-def test_outputs_are_advertised() -> None:
-    message = messages.write_capabilities(Capabilities("", 0, "", "cpu", 1, 1, 1))
-    assert list(message.outputs) == list(range(1, 7))
-
-
 def test_names_of_a_newer_server_are_skipped() -> None:
     message = pb.GetCapabilitiesResponse(
         scorers=[999, pb.SCORER_CAKE, 0], max_bytes_in_flight=1, max_message_bytes=1, chunk_bytes=1

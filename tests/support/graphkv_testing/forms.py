@@ -37,7 +37,7 @@ POLICIES = {
     "a layer, among all": Policy.paper(7, window=2, granularity="layer"),
     "pages": Policy(9, window=2, graph=_GRAPH, page_size=4),
     "pages, votes": Policy(9, window=2, graph=_SEQUENTIAL, page_size=4),
-    "pages larger than a prompt": Policy(9, window=2, graph=_GRAPH, page_size=24),
+    "pages larger than a prompt": Policy(9, window=2, graph=_GRAPH, page_size=2**62),
     "pages of a layer": Policy(9, window=2, graph=_GRAPH, granularity="layer", page_size=4),
     "a model": Policy(7, window=2, graph=_GRAPH, granularity="model"),
     "a model, all of it": Policy(23, window=2, graph=_GRAPH, granularity="model"),

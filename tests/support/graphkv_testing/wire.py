@@ -233,4 +233,5 @@ def capabilities(draw: st.DrawFn) -> Capabilities:
         updates=some(UPDATES),
         similarities=some(SIMILARITIES),
         encodings=some(ENCODINGS),
+        outputs=some(OUTPUTS),
     )
