@@ -9,7 +9,7 @@ __all__ = ["Capabilities"]
 class Capabilities:
     """One replica's versions, names and limits.
 
-    version: of the graphkv distribution; protocol_minor: of graphkv.v1. The name tuples are what its policies and calls may use.
+    version: of the graphkv distribution; protocol_minor: of graphkv.v1. The name tuples are what policies and calls may use.
     max_bytes_in_flight: the bound on tensor bytes it holds at once; a layer larger than that can never be served.
     max_message_bytes: the largest single message it reads; the SDK sends chunks of `chunk_bytes`. device: "cpu" or a
     CUDA device with its name. metrics_address: host:port, empty where there is none.
