@@ -51,21 +51,18 @@ def attention_spread(layer: Layer) -> tuple[float, float]:
     """
     window = layer.plan.window
     before = layer.plan.num_tokens - window
-    heads = layer.kv_heads * layer.group
     device = layer.keys.device
-    entropy = torch.zeros((), dtype=torch.float64, device=device)
-    total, squares = torch.zeros(2, heads, before, dtype=torch.float64, device=device)
-    for first, row, attention in attention_blocks(layer):
-        skipped = max(0, _rows(layer) - window - row)  # where a scorer takes more rows than the window has
+    entropy, deviation = torch.zeros(2, dtype=torch.float64, device=device)
+    rows = 0  # of these heads, so far: all rows of one block of heads come before the next block
+    for _, _, attention in attention_blocks(layer, last=window):  # a scorer may take more rows than the window has
+        if rows == 0:
+            total, squares = torch.zeros(2, attention.shape[0], before, dtype=torch.float64, device=device)
         for offset, head in enumerate(attention):
-            own = head[skipped:, :before].to(torch.float64)
+            own = head[:, :before].to(torch.float64)
             entropy -= (own * torch.log(own + _FLOOR)).sum()
-            total[first + offset] += own.sum(dim=0)
-            squares[first + offset] += own.square().sum(dim=0)
-    variance = (squares - total.square() / window).clamp_(min=0.0).sum() / max(1, window - 1)
-    return float(entropy), float(variance) if window > 1 else 0.0
-
-
-def _rows(layer: Layer) -> int:
-    source = layer.queries if layer.attention is None else layer.attention
-    return 0 if source is None else source.shape[1]
+            total[offset] += own.sum(dim=0)
+            squares[offset] += own.square().sum(dim=0)
+        rows = (rows + attention.shape[1]) % window
+        if rows == 0:
+            deviation += (squares - total.square() / window).clamp_(min=0.0).sum()
+    return float(entropy), float(deviation) / (window - 1) if window > 1 else 0.0

@@ -5,10 +5,8 @@ all work from it, so that they never disagree about a size. Knows no tensor.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from graphkv.terms.always_kept import Range, always_kept, always_kept_pages, check_pinned, count
 from graphkv.terms.needs import check_outputs
@@ -23,7 +21,7 @@ class LayerPlan:
 
     budget: B of this layer. always: the always-kept tokens, disjoint ascending ranges (start, stop). caller_scores:
     whether the importance is the caller's own (`scores=`), which decides the default window. outputs: what the answer
-    holds besides the tokens. always_pages: the ids of pages kept whatever their score, where the answer is pages.
+    holds besides the tokens. always_pages: the pages kept whatever their score, likewise, where the answer is pages.
     allocated: False as long as the budget waits for all layers (see `allocated_plans`); pinned: as the caller gave them.
     """
 
@@ -34,7 +32,7 @@ class LayerPlan:
     always: tuple[Range, ...]
     caller_scores: bool = False
     outputs: tuple[str, ...] = ()
-    always_pages: tuple[int, ...] = ()
+    always_pages: tuple[Range, ...] = ()
     allocated: bool = True
     pinned: tuple[Range, ...] = ()
 
@@ -156,11 +154,15 @@ def allocated_plans(plans: Sequence[LayerPlan], weights: Sequence[float]) -> tup
 
 def _in_proportion(total: int, weights: Sequence[float]) -> list[int]:
     """`total` in whole parts, exactly in proportion to the weights but for rounding; evenly where all are zero."""
-    exact = [Fraction(weight) for weight in weights]
+    ratios = [weight.as_integer_ratio() for weight in weights]
+    scale = max(below for _, below in ratios)  # powers of two, so whole numbers take the place of fractions: there may be many
+    exact = [above * (scale // below) for above, below in ratios]
+    if not any(exact):
+        exact = [1] * len(exact)
     whole = sum(exact)
-    quotas = [total * weight / whole if whole else Fraction(total, len(exact)) for weight in exact]
-    parts = [math.floor(quota) for quota in quotas]
-    by_fraction = sorted(range(len(parts)), key=lambda place: (parts[place] - quotas[place], place))
+    quotas = [divmod(total * weight, whole) for weight in exact]
+    parts = [part for part, _ in quotas]
+    by_fraction = sorted(range(len(parts)), key=lambda place: (-quotas[place][1], place))
     for place in by_fraction[: total - sum(parts)]:
         parts[place] += 1
     return parts
@@ -177,7 +179,7 @@ def _planned(first: LayerPlan, budgets: Sequence[int], *, allocated: bool) -> tu
         return always_kept(tokens, budget, pinned=pinned, sinks=sinks, window=window)
 
     @functools.cache
-    def pages(count: int) -> tuple[int, ...]:
+    def pages(count: int) -> tuple[Range, ...]:
         return always_kept_pages(tokens, count, policy.page_size or 1, pinned=pinned, sinks=sinks, window=window)
 
     size = first.always_count

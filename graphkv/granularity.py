@@ -5,7 +5,7 @@ their scores, combined by mean or max; after sequential propagation, whose score
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from graphkv.graph import Propagation
 from graphkv.heads import own_choice
 from graphkv.kernels import Kernels, kernels_for
 from graphkv.pages import page_values, sums, tokens_of
+from graphkv.terms.always_kept import count
 
 __all__ = ["Part", "Settled", "joined", "part_of", "settle"]
 
@@ -71,18 +72,18 @@ class Settled:
 
 def part_of(layer: Propagation, heads: Sequence[int], kernels: Kernels | None = None) -> Part:
     """The part of some of a layer's rows, taken in order."""
-    return joined([_row_part(layer, head, kernels) for head in heads])
+    return joined(_row_part(layer, head, kernels) for head in heads)
 
 
-def joined(parts: Sequence[Part]) -> Part:
-    """The part of all their rows; in the order given, since sums of floating numbers have one."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
+def joined(parts: Iterable[Part]) -> Part:
+    """The part of all their rows; in the order given, since sums of floating numbers have one. Holds one of them at a time."""
+    others = iter(parts)
+    first = next(others)
+    rows, totals = first.rows, [first.total]
     largest = first.tie is None and first.plan.policy.combine == "max"
     value, base, tie = first.value.clone(), _copy(first.base), _copy(first.tie)
     mass, present = first.mass.clone(), first.present.clone()
-    for part in parts[1:]:
+    for part in others:
         _meet(value, part.value, largest=largest, votes=first.tie is not None)
         if base is not None and part.base is not None:
             _meet(base, part.base, largest=largest, votes=first.tie is not None)
@@ -90,7 +91,9 @@ def joined(parts: Sequence[Part]) -> Part:
             tie += part.tie
         mass += part.mass
         present += part.present
-    rows, total = sum(part.rows for part in parts), math.fsum(part.total for part in parts)
+        rows += part.rows
+        totals.append(part.total)
+    total = math.fsum(totals)
     return replace(first, rows=rows, value=value, base=base, tie=tie, mass=mass, present=present, total=total)
 
 
@@ -160,17 +163,18 @@ def _kept(part: Part, value: torch.Tensor, kernels: Kernels | None) -> tuple[tor
         worth = sums(value.clamp(min=0.0), size).masked_fill_(~held, -math.inf)
         tie = sums(part.tie, size)
     pages = torch.zeros(worth.shape[0], dtype=torch.bool, device=value.device)
-    pages[list(plan.always_pages)] = True
-    pages |= _best(worth.masked_fill(pages, -math.inf), tie, plan.page_count - len(plan.always_pages), kernels)
+    for start, stop in plan.always_pages:
+        pages[start:stop] = True
+    pages |= _best(worth.masked_fill(pages, -math.inf), tie, plan.page_count - count(plan.always_pages), kernels)
     return tokens_of(pages, size, plan.num_tokens), pages
 
 
-def _best(value: torch.Tensor, tie: torch.Tensor | None, count: int, kernels: Kernels | None) -> torch.Tensor:
-    """bool [n]: the `count` best above -inf."""
+def _best(value: torch.Tensor, tie: torch.Tensor | None, most: int, kernels: Kernels | None) -> torch.Tensor:
+    """bool [n]: the `most` best above -inf."""
     if tie is None:
-        return (kernels or kernels_for(value.device)).top_tokens(value[None], count)[0]
+        return (kernels or kernels_for(value.device)).top_tokens(value[None], most)[0]
     order = torch.sort(tie, descending=True, stable=True).indices
-    order = order[torch.sort(value[order], descending=True, stable=True).indices][:count]
+    order = order[torch.sort(value[order], descending=True, stable=True).indices][:most]
     return torch.zeros_like(value, dtype=torch.bool).index_fill_(0, order, True) & (value > -math.inf)
 
 

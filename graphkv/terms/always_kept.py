@@ -29,16 +29,16 @@ def always_kept(
 
 def always_kept_pages(
     num_tokens: int, pages: int, page_size: int, *, pinned: Sequence[Range] = (), sinks: int = 0, window: int = 0
-) -> tuple[int, ...]:
-    """The ids, ascending, of pages that are kept whatever their score: those with an always-kept token, and the last
-    partial one.
+) -> tuple[Range, ...]:
+    """The pages that are kept whatever their score, as disjoint, ascending ranges of their ids: those with an always-kept
+    token, and the last partial one.
 
     If that is more than `pages`: those with pinned tokens first, then with the sinks from the front, the window from the
     end, and the last partial page. Raises InvalidInputError where those with pinned tokens alone are more.
     """
     whole = -(-num_tokens // page_size)
     if whole <= pages:
-        return tuple(range(whole))
+        return ((0, whole),)
     kept = merge([(start // page_size, (stop - 1) // page_size + 1) for start, stop in pinned])
     if count(kept) > pages:
         raise invalid("pinned", f"tokens of {count(kept)} pages", f"of at most {pages} pages, the budget")
@@ -49,7 +49,7 @@ def always_kept_pages(
         kept = _fill(kept, range(whole - 1, start - 1, -1), pages)
     if num_tokens % page_size:
         kept = _fill(kept, range(whole - 1, whole - 2, -1), pages)
-    return tuple(page for start, stop in kept for page in range(start, stop))
+    return kept
 
 
 def check_pinned(pinned: Sequence[Range], num_tokens: int) -> tuple[Range, ...]:

@@ -97,8 +97,17 @@ def test_cake_budgets_are_aligned_and_paged_after_the_shares() -> None:
     assert [plan.budget for plan in aligned] == [10, 10, 18]  # from 6, 10, 14: 50 less 5, 5, 4 pages
     paged = allocated_plans(waiting(3, tokens=50, page_size=4), [1.0, 2.0, 3.0])
     assert [(plan.budget, plan.page_count, plan.always_pages) for plan in paged] == [
-        (6, 1, (12,)), (10, 2, (12,)), (14, 3, (12,)),
+        (6, 1, ((12, 13),)), (10, 2, ((12, 13),)), (14, 3, ((12, 13),)),
     ]  # fmt: skip
+
+
+def test_cake_shares_among_thousands_of_layers_are_exact() -> None:
+    """Weights over the whole range of floats, so that the caps are met again and again: each round is exact all the same."""
+    layers = 2**12
+    weights = [2.0 ** (-1074 * layer / layers) for layer in range(layers)]
+    shares = [plan.budget - 2 for plan in allocated_plans(waiting(layers), weights)]
+    assert sum(shares) == 8 * layers
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_cake_waits_for_nothing_where_nothing_competes() -> None:
@@ -131,27 +140,38 @@ def test_cake_keeps_the_total_within_the_caps_and_in_order(tokens: int, budget: 
 # --- pages kept whatever their score --------------------------------------------------------------------------------------
 
 
+def pages_of(*sizes: int, **ranges: object) -> tuple[int, ...]:
+    return tuple(page for start, stop in always_kept_pages(*sizes, **ranges) for page in range(start, stop))
+
+
+def test_a_header_may_name_billions_of_pages() -> None:
+    most = 2**62
+    for budget, kept in ((most, (0, most)), (most // 2, (most // 2, most))):
+        plan = plan_layers(Policy(budget, window=most, page_size=1, graph=None), num_tokens=most, num_layers=1)[0]
+        assert plan.always_pages == (kept,)
+
+
 @pytest.mark.parametrize(("pages", "kept"), [
     (1, (5,)), (2, (0, 5)), (3, (0, 1, 5)), (4, (0, 1, 5, 10)), (5, (0, 1, 5, 9, 10)), (6, (0, 1, 5, 8, 9, 10)),
     (7, (0, 1, 5, 8, 9, 10)), (11, tuple(range(11))),
 ])  # fmt: skip
 def test_pages_fill_in_the_order_of_always_kept(pages: int, kept: tuple[int, ...]) -> None:
     """42 tokens in pages of 4: pinned 22 (page 5), sinks 0 to 4 (0, 1), window 34 to 41 (from the end 10, 9, 8)."""
-    assert always_kept_pages(42, pages, 4, pinned=[(22, 23)], sinks=5, window=8) == kept
+    assert pages_of(42, pages, 4, pinned=[(22, 23)], sinks=5, window=8) == kept
 
 
 def test_the_last_partial_page_is_kept_and_comes_last() -> None:
-    assert always_kept_pages(10, 2, 4) == (2,)
-    assert always_kept_pages(10, 2, 4, sinks=1) == (0, 2)
-    assert always_kept_pages(10, 1, 4, sinks=1) == (0,)
-    assert always_kept_pages(10, 2, 4, window=3) == (1, 2)
-    assert always_kept_pages(10, 1, 4, window=3) == (2,)
-    assert always_kept_pages(8, 1, 4) == ()
-    assert always_kept_pages(10, 3, 4) == (0, 1, 2)
+    assert pages_of(10, 2, 4) == (2,)
+    assert pages_of(10, 2, 4, sinks=1) == (0, 2)
+    assert pages_of(10, 1, 4, sinks=1) == (0,)
+    assert pages_of(10, 2, 4, window=3) == (1, 2)
+    assert pages_of(10, 1, 4, window=3) == (2,)
+    assert pages_of(8, 1, 4) == ()
+    assert pages_of(10, 3, 4) == (0, 1, 2)
 
 
 def test_pinned_pages_above_the_budget_are_an_error() -> None:
-    assert always_kept_pages(40, 2, 4, pinned=[(3, 5)]) == (0, 1)
+    assert pages_of(40, 2, 4, pinned=[(3, 5)]) == (0, 1)
     with pytest.raises(InvalidInputError, match="pinned") as caught:
         always_kept_pages(40, 1, 4, pinned=[(3, 5)])
     assert caught.value.argument == "pinned"
@@ -180,7 +200,7 @@ def test_always_kept_pages_are_those_of_the_tokens_in_order(
         with pytest.raises(InvalidInputError, match="pinned"):
             always_kept_pages(tokens, pages, size, pinned=ranges, sinks=sinks, window=window)
         return
-    kept = always_kept_pages(tokens, pages, size, pinned=ranges, sinks=sinks, window=window)
+    kept = pages_of(tokens, pages, size, pinned=ranges, sinks=sinks, window=window)
     wanted = range(whole) if whole <= pages else sorted(list(dict.fromkeys(order))[:pages])
     assert list(kept) == list(wanted)
 
