@@ -4,7 +4,8 @@ usage: ./dev bench quality [--quick | --full] [--models smollm2 gemma3] [--devic
 
 In-process (`graphkv.select`; the service gives the same answer). One prefill a prompt, shared by all methods; differences to
 the base are paired, with 95% bootstrap intervals over prompts. Everything follows from --seed. --quick takes minutes on
-two cores, --full is for a GPU. --from FILE prints the tables of an earlier run's JSON again. What it found: docs/quality.md.
+two cores, --full is for a GPU, where the choices of all layers are made together (the same ones: a test shows it).
+--from FILE... prints the tables of earlier runs' JSON again, --pool of several seeds as one. What it found: docs/quality.md.
 """
 
 import os
@@ -20,14 +21,14 @@ from pathlib import Path
 
 import torch
 from quality_rooms import plot
-from quality_rooms.methods import BASES
+from quality_rooms.methods import BASES, graph_of
 from quality_rooms.models import MODELS, load
 from quality_rooms.report import Run, tables
 from quality_rooms.running import Settings, run
 from quality_rooms.tasks import TASKS, Reader
 
-QUICK = {"prompts": 4, "budgets": [64, 128], "continuation": 64, "minutes": 8.0}
-FULL = {"prompts": 100, "budgets": [64, 128, 256], "continuation": 64}
+QUICK = {"bases": ["snapkv", "pyramidkv"], "prompts": 3, "budgets": [64, 128], "continuation": 64, "minutes": 7.0}
+FULL = {"bases": list(BASES), "prompts": 100, "budgets": [64, 128, 256], "continuation": 64}
 
 
 def arguments() -> argparse.Namespace:
@@ -38,7 +39,10 @@ def arguments() -> argparse.Namespace:
     size.add_argument("--full", action="store_true", help=f"{FULL}")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["smollm2"])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
-    parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
+    parser.add_argument("--bases", nargs="+", choices=BASES)
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="GRAPH", help='further ones: "default strength=0.5 threshold=0.95"'
+    )
     parser.add_argument("--tokens", type=int, default=1024, help="of a prompt")
     parser.add_argument("--prompts", type=int, help="a task")
     parser.add_argument("--budgets", type=int, nargs="+")
@@ -52,7 +56,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--plot-base", choices=BASES, default="snapkv")
     parser.add_argument("--from", dest="earlier", type=Path, nargs="+", metavar="FILE", help="runs nothing")
+    parser.add_argument("--pool", action="store_true", help="runs of one model, with other seeds, are taken together")
     given = parser.parse_args()
+    for graph in given.also:
+        graph_of(graph)  # refused here rather than by a process
     for name, value in (FULL if given.full else QUICK).items():
         if getattr(given, name) is None:
             setattr(given, name, value)
@@ -72,7 +79,7 @@ def measured(given: argparse.Namespace, name: str) -> Run:
     reader = Reader(loaded.tokenizer, num_tokens=given.tokens, continuation=given.continuation, seed=given.seed)
     cases = [case for task in given.tasks for case in reader.cases(task, given.prompts)]
     choosing = given.choose_on or given.device
-    settings = Settings(name, given.device, choosing, tuple(given.bases), tuple(given.budgets), given.seed)
+    settings = Settings(name, given.device, choosing, tuple(given.bases), tuple(given.also), tuple(given.budgets), given.seed)
     started = time.perf_counter()
     records = run(settings, loaded, cases, given.processes, given.minutes)
     about = {
@@ -98,6 +105,10 @@ def main() -> None:
         runs = [Run.from_json(found) for file in given.earlier for found in json.loads(file.read_text())["runs"]]
     else:
         runs = [measured(given, name) for name in given.models]
+    if given.pool:
+        runs = [
+            Run.pooled([own for own in runs if own.about["model"] == name]) for name in {run.about["model"]: 0 for run in runs}
+        ]
     for found in runs:
         print("\n".join(tables(found)))
     if given.json:

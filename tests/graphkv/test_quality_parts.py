@@ -1,5 +1,6 @@
 """The quality benchmark's statistics, tasks and controls, without a model."""
 
+import dataclasses
 import random
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 if BENCHMARKS not in sys.path:
     sys.path.append(BENCHMARKS)
 
+from quality_rooms.choosing import Chooser  # noqa: E402
 from quality_rooms.intervals import interval  # noqa: E402
 from quality_rooms.judging import FULL, Record  # noqa: E402
-from quality_rooms.methods import BASES, CONTROL, GRAPHS, Chooser, Method, methods  # noqa: E402
+from quality_rooms.methods import BASES, CONTROL, GRAPHS, Method, graph_of, methods  # noqa: E402
 from quality_rooms.prefill import Prefilled, Prefiller  # noqa: E402
 from quality_rooms.report import Run, tables  # noqa: E402
 from quality_rooms.tasks import GROUPS, TASKS, Reader  # noqa: E402
@@ -128,16 +130,41 @@ def test_every_scorer_of_the_catalogue_is_a_base() -> None:
 )
 def test_shared_scores_change_no_answer(graph, policy) -> None:
     given = prefilled()
-    mine = Chooser(given, ROPE, device="cpu", seed="0").choose(Method("x", "snapkv", graph), 70)
+    mine = Chooser(given, ROPE, device="cpu", seed="0").selected(Method("x", "snapkv", graph), 70)
     queries = [seen[:, -32:] for seen in given.queries]
     selection = graphkv.select(given.keys, queries=queries, policy=policy, rope=ROPE)
     assert all(torch.equal(left, right.long()) for left, right in zip(mine, selection.indices, strict=True))
 
 
+ALSO = ["default strength=0.5 threshold=0.5 neighbors=3", "paper rounds=2 candidates=2", "sequential 0.1 similarity=post_rope"]
+
+
+def test_a_graph_is_named_by_what_differs() -> None:
+    found = graph_of("default strength=0.5 neighbors=null threshold=0.95 similarity=pre_rope")
+    assert found == dataclasses.replace(Policy(1).graph, strength=0.5, threshold=0.95, similarity="pre_rope")
+    assert graph_of("sequential 0.25").strength == 0.25
+    assert graph_of(None) is None
+    with pytest.raises(ValueError, match="begins with none of"):
+        graph_of("defaults")
+    with pytest.raises(graphkv.InvalidInputError, match="strength"):
+        graph_of("default strength=2")
+
+
+@pytest.mark.parametrize(("base", "budget"), [*((base, 70) for base in BASES), ("pyramidkv", 44)])
+def test_the_choices_of_all_rows_together_are_those_of_select(base, budget) -> None:
+    chooser = Chooser(prefilled(tokens=300, layers=2), ROPE, device="cpu", seed="0")
+    asked = methods([base], ALSO)
+    found = chooser.chosen_together(asked, budget)
+    assert list(found) == [method.name for method in asked]
+    for method in asked:
+        for mine, selected in zip(found[method.name], chooser.selected(method, budget), strict=True):
+            assert torch.equal(mine, selected), method.name
+
+
 @pytest.mark.parametrize("method", methods(["snapkv", "pyramidkv"]), ids=lambda method: method.name)
 def test_every_method_keeps_its_budget_with_the_sinks_and_the_window(method) -> None:
     given = prefilled(tokens=300)
-    kept = Chooser(given, ROPE, device="cpu", seed="0").choose(method, 60)
+    kept = Chooser(given, ROPE, device="cpu", seed="0").selected(method, 60)
     widths = [tokens.shape[1] for tokens in kept]
     assert widths == [60] * 3 if method.base != "pyramidkv" else sum(widths) <= 60 * 3
     always = {*range(4), *range(268, 300)}
@@ -149,14 +176,16 @@ def test_every_method_keeps_its_budget_with_the_sinks_and_the_window(method) -> 
 def test_the_control_has_the_same_graph_on_other_tokens() -> None:
     given = prefilled()
     chooser = Chooser(given, ROPE, device="cpu", seed="0")
-    right, shuffled, again = (chooser.choose(Method("x", "snapkv", name), 60) for name in ("sequential 0.1", CONTROL, CONTROL))
+    right, shuffled, again = (
+        chooser.selected(Method("x", "snapkv", name), 60) for name in ("sequential 0.1", CONTROL, CONTROL)
+    )
     assert GRAPHS[CONTROL] == GRAPHS["sequential 0.1"]
     assert all(map(torch.equal, shuffled, again))
     assert not all(map(torch.equal, right, shuffled))
-    policy = chooser._policy(BASES["snapkv"], 60, GRAPHS[CONTROL])
-    for keys, mixed in zip(chooser._unrotated, chooser._shuffled(policy, chooser.scores("snapkv")), strict=True):
-        assert torch.equal(keys.sum(dim=1).round(decimals=3), mixed.sum(dim=1).round(decimals=3))  # the same keys, moved
-        assert torch.equal(keys[:, :4], mixed[:, :4])
+    keys, mixed = chooser._unrotated, chooser._shuffled(Method("x", "snapkv", CONTROL), 60)
+    assert torch.equal(keys.sum(dim=2).round(decimals=3), mixed.sum(dim=2).round(decimals=3))  # the same keys, moved
+    assert torch.equal(keys[:, :, :4], mixed[:, :, :4])
+    assert torch.equal(keys[:, :, -32:], mixed[:, :, -32:])
 
 
 def test_the_mask_shows_every_kept_token_and_no_later_one() -> None:
@@ -165,16 +194,36 @@ def test_the_mask_shows_every_kept_token_and_no_later_one() -> None:
     assert mask.int().tolist() == [[[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]], [[[1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]]]
 
 
-def test_a_run_survives_json_and_its_tables_show_paired_differences() -> None:
+def measured(prompts):
     chance = random.Random(0)
     records = []
     for task in TASKS:
-        for prompt in range(4):
+        for prompt in range(prompts):
             hard = chance.random()
             records.append(Record(task, prompt, 0, FULL, 1.0, hard, 0.0))
             records.append(Record(task, prompt, 64, "snapkv", 0.5, hard + 0.5, 0.1))
             records.append(Record(task, prompt, 64, "snapkv + paper", 0.75, hard + 0.25, 0.1))
-    run = Run({"model": "none"}, records)
+    return Run({"model": "none", "seed": 0}, records)
+
+
+def test_a_run_survives_json_and_its_tables_show_paired_differences() -> None:
+    run = measured(20)
     lines = list(tables(run))
     assert any("+25.0 [+25.0, +25.0]*" in line and "-0.250 [-0.250, -0.250]*" in line for line in lines)
     assert list(tables(Run.from_json(run.to_json()))) == lines
+
+
+def test_few_prompts_prove_nothing() -> None:
+    lines = list(tables(measured(4)))
+    assert any(line.startswith("Fewer than 20 prompts a task") for line in lines)
+    assert not any("]*" in line for line in lines)
+
+
+def test_runs_of_several_seeds_are_taken_together() -> None:
+    few, more = measured(4), measured(20)
+    pooled = Run.pooled([few, more])
+    assert pooled.about["seed"] == "0 + 0"
+    assert pooled.prompts == 24
+    task = next(iter(TASKS))
+    both = np.concatenate([run.values(task, "snapkv", [64], "nll") for run in (few, more)])
+    assert pooled.values(task, "snapkv", [64], "nll").tolist() == both.tolist()

@@ -4,14 +4,15 @@ Exact match by teacher forcing: an answer is right if each of its tokens is the 
 before it, which is exactly when greedy decoding would write the answer. With several answers asked for, the share of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from graphkv import Rope
-from quality_rooms.methods import Chooser, Method
-from quality_rooms.prefill import Prefilled, Prefiller
+from quality_rooms.choosing import Chooser
+from quality_rooms.methods import Method
+from quality_rooms.prefill import Prefiller
 from quality_rooms.tasks import Case
 
 __all__ = ["FULL", "MEASURES", "Record", "judge"]
@@ -49,24 +50,13 @@ def judge(
     prefilled = prefiller.prefill(case.ids)
     chooser = Chooser(prefilled, rope, device=device, seed=f"{seed} {case.task} {case.prompt}")
     everything = [torch.arange(prefilled.num_tokens).expand(keys.shape[0], -1) for keys in prefilled.keys]
-    whole = prefiller.feed(prefilled, [everything], case.fed)[0]
+    whole = next(prefiller.feed(prefilled, [everything], case.fed))
     records = [_record(case, 0, FULL, whole, whole)]
-    for budget in budgets:
-        kept = {method.name: chooser.choose(method, budget) for method in methods}
-        records += _judged(prefiller, prefilled, case, budget, kept, whole)
+    chosen = [(budget, *found) for budget in budgets for found in chooser.choose(methods, budget).items()]
+    answers = prefiller.feed(prefilled, [kept for *_, kept in chosen], case.fed)
+    for (budget, name, _), logits in zip(chosen, answers, strict=True):
+        records.append(_record(case, budget, name, logits, whole))
     return records
-
-
-def _judged(
-    prefiller: Prefiller,
-    prefilled: Prefilled,
-    case: Case,
-    budget: int,
-    kept: Mapping[str, list[torch.Tensor]],
-    whole: torch.Tensor,
-) -> list[Record]:
-    answers = prefiller.feed(prefilled, list(kept.values()), case.fed)
-    return [_record(case, budget, name, logits, whole) for name, logits in zip(kept, answers, strict=True)]
 
 
 def _record(case: Case, budget: int, method: str, logits: torch.Tensor, whole: torch.Tensor) -> Record:

@@ -6,18 +6,20 @@ puts a mask of its own while cut caches of different widths are fed. Layers with
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 __all__ = ["Prefilled", "Prefiller"]
 
-LOGITS_BYTES = 2**29  # of one forward's logits
+LOGITS_BYTES = 2**30  # of one forward's logits
+ROWS = 96  # the most caches of one forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +73,26 @@ class Prefiller:
         held = [cache.layers[layer] for layer in self.layers]
         return Prefilled(cache, len(ids), [layer.keys[0] for layer in held], [layer.values[0] for layer in held], queries)
 
-    @torch.no_grad()
-    def feed(self, prefilled: Prefilled, kept: Sequence[Sequence[torch.Tensor]], fed: Sequence[int]) -> list[torch.Tensor]:
-        """What each cut cache predicts: logits [m, vocabulary] after each of the m tokens of `fed`.
+    def feed(self, prefilled: Prefilled, kept: Sequence[Sequence[torch.Tensor]], fed: Sequence[int]) -> Iterator[torch.Tensor]:
+        """What each cut cache predicts: logits [m, vocabulary] after each of the m tokens of `fed`; many in one forward.
 
         kept: by cache, by layer, the kept tokens int64 [Hkv, B]; the caches may differ in width, `prefilled` stays as it is.
         """
-        rows = max(1, LOGITS_BYTES // (4 * len(fed) * self.model.config.vocab_size))
-        answers: list[torch.Tensor] = []
+        rows = min(ROWS, max(1, LOGITS_BYTES // (4 * len(fed) * self.model.config.vocab_size)))
         for start in range(0, len(kept), rows):
-            part = kept[start : start + rows]
-            device = self.model.device
-            cache = self._cut(prefilled, part)
-            ids = torch.tensor([list(fed)], device=device).expand(len(part), -1)
-            places = torch.arange(prefilled.num_tokens, prefilled.num_tokens + len(fed), device=device)
-            try:
-                answers += self.model(ids, past_key_values=cache, position_ids=places.expand(len(part), -1)).logits
-            finally:
-                self._held = None
-        return answers
+            yield from self._fed(prefilled, kept[start : start + rows], fed)
+
+    @torch.no_grad()
+    def _fed(self, prefilled: Prefilled, kept: Sequence[Sequence[torch.Tensor]], fed: Sequence[int]) -> torch.Tensor:
+        device = self.model.device
+        cache = self._cut(prefilled, kept)
+        ids = torch.tensor([list(fed)], device=device).expand(len(kept), -1)
+        places = torch.arange(prefilled.num_tokens, prefilled.num_tokens + len(fed), device=device)
+        try:
+            found: torch.Tensor = self.model(ids, past_key_values=cache, position_ids=places.expand(len(kept), -1)).logits
+        finally:
+            self._held = None
+        return found
 
     def _cut(self, prefilled: Prefilled, kept: Sequence[Sequence[torch.Tensor]]) -> DynamicCache:
         """A copy of the cache with a row for each of `kept`, padded to the widest of a layer; the padding is masked."""
@@ -104,15 +107,12 @@ class Prefiller:
                 continue
             place = self.layers.index(index)
             widths = torch.tensor([tokens[place].shape[1] for tokens in kept])
-            widest = int(widths.max())
-            ids = torch.zeros(len(kept), layer.keys.shape[1], widest, dtype=torch.int64)
-            for row, tokens in zip(ids, kept, strict=True):
-                row[:, : tokens[place].shape[1]] = tokens[place]
-            ids = ids.to(device)[..., None]
+            padded = pad_sequence([tokens[place].T for tokens in kept], batch_first=True)  # [rows, widest, Hkv]
+            ids = padded.to(device).transpose(1, 2)[..., None]
             full = prefilled.keys[place], prefilled.values[place]
             parts = (part.expand(len(kept), -1, -1, -1).gather(2, ids.expand(-1, -1, -1, part.shape[-1])) for part in full)
             cache.update(*parts, index)
-            self._held[index] = (torch.arange(widest) < widths[:, None]).to(device)
+            self._held[index] = (torch.arange(int(widths.max())) < widths[:, None]).to(device)
         return cache
 
     @staticmethod

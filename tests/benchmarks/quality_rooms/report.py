@@ -1,18 +1,20 @@
 """Records -> tables with intervals, as Markdown; and the JSON form of a run, from which the tables can be made again."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from quality_rooms.intervals import Interval, interval
 from quality_rooms.judging import FULL, MEASURES, Record
-from quality_rooms.methods import BASES, GRAPHS
+from quality_rooms.methods import BASES
 from quality_rooms.tasks import GROUPS, TASKS
 
 __all__ = ["Run", "tables"]
 
 SEED = 0  # of the bootstrap; the run's own seed makes the prompts
+FEWEST = 20  # prompts a task: a bootstrap of fewer is too narrow
 
 
 class Run:
@@ -23,6 +25,24 @@ class Run:
         self._values: dict[tuple[str, int, str], dict[int, Record]] = {}
         for record in records:
             self._values.setdefault((record.task, record.budget, record.method), {})[record.prompt] = record
+
+    @classmethod
+    def pooled(cls, runs: Sequence["Run"]) -> "Run":
+        """One run of the prompts of several that asked the same of other prompts."""
+        about = dict(runs[0].about)
+        for name in ("seed", "prompts a task", "seconds"):
+            about[name] = " + ".join(str(run.about.get(name)) for run in runs)
+        records: list[Record] = []
+        for run in runs:
+            first = 1 + max((record.prompt for record in records), default=-1)
+            every = [record for found in run._values.values() for record in found.values()]
+            records += [replace(record, prompt=first + record.prompt) for record in every]
+        return cls(about, records)
+
+    @property
+    def prompts(self) -> int:
+        """The fewest of any task."""
+        return min((len(found) for found in self._values.values()), default=0)
 
     @property
     def budgets(self) -> list[int]:
@@ -79,11 +99,11 @@ def measure_of(group: str) -> tuple[str, float]:
     return ("nll", 1.0) if group == "documents" else ("match", 100.0)
 
 
-def shown(found: Interval, factor: float) -> str:
-    """The mean, the bounds, and a star where they exclude 0."""
+def shown(found: Interval, factor: float, *, trusted: bool = True) -> str:
+    """The mean, the bounds, and a star where they exclude 0 and can be trusted."""
     digits = 1 if factor == 100.0 else 3
     mean, low, high = (f"{value * factor:+.{digits}f}" for value in found)
-    return f"{mean} [{low}, {high}]{'*' if found.excludes_zero else ''}"
+    return f"{mean} [{low}, {high}]{'*' if found.excludes_zero and trusted else ''}"
 
 
 def tables(run: Run) -> Iterator[str]:
@@ -95,6 +115,9 @@ def tables(run: Run) -> Iterator[str]:
     yield ""
     yield "Exact match in points (more is better); documents: nats a token (less is better)."
     yield ""
+    if run.prompts < FEWEST:
+        yield f"Fewer than {FEWEST} prompts a task: too few for the intervals to be trusted, so nothing is starred."
+        yield ""
     yield from _levels(run, groups)
     for base in [base for base in BASES if base in run.methods]:
         yield f"**Difference to {base}, all budgets together** (95% intervals, `*` excludes 0)"
@@ -133,13 +156,14 @@ def _differences(
     """`always`: the measure of every column, in place of each group's own."""
     yield f"| on {base} | " + " | ".join(columns) + " |"
     yield "|---|" + "---|" * len(columns)
-    for name in GRAPHS:
-        method = f"{base} + {name}"
-        if method not in run.methods:
+    for method in run.methods:
+        name = method.removeprefix(f"{base} + ")
+        if name == method:
             continue
         cells = []
         for tasks in columns.values():
             measure, factor = (always, 1.0) if always else measure_of(TASKS[tasks[0]].group)
-            cells.append(shown(run.difference(tasks, method, base, budgets, measure), factor))
+            found = run.difference(tasks, method, base, budgets, measure)
+            cells.append(shown(found, factor, trusted=run.prompts >= FEWEST))
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""

@@ -28,6 +28,7 @@ class Settings:
     device: str
     choosing: str
     bases: tuple[str, ...]
+    also: tuple[str, ...]
     budgets: tuple[int, ...]
     seed: int
 
@@ -71,7 +72,7 @@ class _Judge:
         self._settings = settings
         self._prefiller = Prefiller(loaded.model)
         self._rope = Rope.from_config(loaded.model.config)
-        self._methods = methods(settings.bases)
+        self._methods = methods(settings.bases, settings.also)
 
     def __call__(self, case: Case) -> list[Record]:
         given = self._settings
