@@ -5,19 +5,21 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from graphkv_testing.cases import Case, Spec, corners, large, seeded, specs
+from graphkv_testing.cases import Case, Spec, coarse_corners, corners, expected, large, seeded, specs
 from graphkv_testing.rule import judge_layer, judge_selection, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphkv import Graph, Policy, select
-from graphkv.algorithm import narrow, select_layers
+from graphkv.algorithm import Part, allocate, finish, narrow, select_layers
+from graphkv.arrays import value_norms
 from graphkv.budgets import plan_layers
 from graphkv.layer import Layer
 
-SEEDED = tuple(seeded(240))
-ALL = (*corners(), *SEEDED)
-BATCH = 20
+SEEDED = tuple(seeded(300))
+CORNERS = (*corners(), *coarse_corners(), *expected())
+ALL = (*CORNERS, *SEEDED)
+BATCH = 30
 ONE_SHOT = Graph(neighbors="auto", threshold=0.0, candidates=None)
 
 
@@ -32,7 +34,7 @@ def one_thread():
 
 def judged(spec: Spec):
     case = Case(spec)
-    return judge_selection(case.states(), select(**case.inputs()))
+    return judge_selection(case.states(), select(**case.inputs(), outputs=case.outputs))
 
 
 def rows(selection) -> list:
@@ -46,7 +48,7 @@ def figures(selection) -> list:
 # --- right, by the rule -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", corners(), ids=lambda spec: spec.id)
+@pytest.mark.parametrize("spec", CORNERS, ids=lambda spec: spec.id)
 def test_corner(spec):
     for verdict in judged(spec):
         assert verdict.ok, verdict.describe()
@@ -54,15 +56,13 @@ def test_corner(spec):
 
 @pytest.mark.parametrize("first", range(0, len(SEEDED), BATCH), ids=lambda first: f"seeds-{first}-to-{first + BATCH - 1}")
 def test_seeded(first):
-    problems, exact, layers = [], 0, 0
+    problems, exact = [], 0
     for spec in SEEDED[first : first + BATCH]:
-        for verdict in judged(spec):
-            layers += 1
-            exact += verdict.exact
-            if not verdict.ok:
-                problems.append(f"{spec.id}\n{verdict.describe()}")
+        verdicts = judged(spec)
+        exact += all(verdict.exact for verdict in verdicts)
+        problems += [f"{spec.id}\n{verdict.describe()}" for verdict in verdicts if not verdict.ok]
     assert not problems, "\n\n".join(problems)
-    assert exact >= 0.8 * layers, "too few cases have margins above the arithmetic's error: the rule would decide nothing"
+    assert exact >= 0.9 * BATCH, "too few cases have margins above the arithmetic's error: the rule would decide nothing"
 
 
 @pytest.mark.parametrize("spec", large(), ids=lambda spec: spec.id)
@@ -89,23 +89,46 @@ def test_ties_of_computed_norms_go_to_the_lower_index(spec):
 # --- the same answer, however it is asked -----------------------------------------------------------------------------
 
 
+def test_outputs_change_no_answer():
+    for spec in ALL[::4]:
+        case = Case(spec)
+        without, answer = select(**case.inputs()), select(**case.inputs(), outputs=case.outputs)
+        assert rows(answer) == rows(without), spec.id
+        assert figures(answer) == figures(without), spec.id
+        assert not any(layer.outputs for layer in without)
+        assert all(set(layer.outputs) == set(case.outputs) for layer in answer)
+
+
 def layers_of(case: Case) -> list[Layer]:
+    """As `select` makes them, with the budgets of their prompt."""
     n, spec = case.spec.tokens, case.spec
     plans = plan_layers(
         case.policy, num_tokens=n, num_layers=spec.layers, pinned=spec.pinned, caller_scores="scores" in case.arrays
     )
-    return [
-        Layer(plan, **{role: arrays[place] for role, arrays in case.arrays.items()}, rope=case.rope)
-        for place, plan in enumerate(plans)
-    ]
+    layers = []
+    for place, plan in enumerate(plans):
+        own = {role: arrays[place] for role, arrays in case.arrays.items()}
+        if "values" in own:
+            own["value_norms"] = value_norms(own.pop("values"))
+        layers.append(Layer(plan, **own, rope=case.rope))
+    return allocate(layers)
+
+
+def finished(answers: list, sizes: list[int]) -> list:
+    """Answers of prompts of so many layers each, with the parts of a shared one joined."""
+    left, joined = iter(answers), []
+    for size in sizes:
+        own = [next(left) for _ in range(size)]
+        joined += [finish(own)] if isinstance(own[0], Part) else own
+    return joined
 
 
 def test_neighbours_in_the_batch_do_not_matter():
     cases = [Case(spec) for spec in SEEDED[:60]]
     alone = [select(**case.inputs()) for case in cases]
-    work = [layer for case in cases for layer in layers_of(case)]
-    together = select_layers(work)
-    backwards = select_layers(work[::-1])[::-1]
+    work, sizes = [layer for case in cases for layer in layers_of(case)], [case.spec.layers for case in cases]
+    together = finished(select_layers(work), sizes)
+    backwards = finished(select_layers(work[::-1])[::-1], sizes)
     wanted = [answer for selection in alone for answer in selection]
     for answers in (together, backwards):
         for want, got in zip(wanted, answers, strict=True):
@@ -116,9 +139,14 @@ def test_neighbours_in_the_batch_do_not_matter():
 def test_narrowed_is_the_same_as_whole():
     count = 0
     for case in map(Case, ALL[::2]):
-        work = [layer for layer in layers_of(case) if layer.plan.candidates is not None]
+        layers = layers_of(case)
+        work = [layer for layer in layers if layer.plan.candidates is not None]
+        if case.policy.granularity == "model" and len(work) < len(layers):
+            continue
         count += len(work)
-        for whole, narrowed in zip(select_layers(work), select_layers([narrow(layer) for layer in work]), strict=True):
+        sizes = [len(work)] if case.policy.granularity == "model" else [1] * len(work)
+        answers = (finished(select_layers(own), sizes) for own in (work, [narrow(layer) for layer in work]))
+        for whole, narrowed in zip(*answers, strict=True):
             assert rows_of(narrowed.indices) == rows_of(whole.indices), case.spec.id
             assert (narrowed.kept_score_ratio, narrowed.changed) == (whole.kept_score_ratio, whole.changed), case.spec.id
     assert count > 50
@@ -168,7 +196,7 @@ def test_numpy_and_strided_inputs_and_nhd_give_the_same():
         if spec.dtype != "bf16":
             plain = {name: value.numpy() if torch.is_tensor(value) else value for name, value in inputs.items()}
             answer = select(**plain)
-            assert all(isinstance(row, np.ndarray) for row in answer.indices[0]), spec.id
+            assert all(isinstance(row, np.ndarray) for layer in answer for row in layer.rows), spec.id
             assert rows(answer) == wanted, spec.id
         strided = dict(inputs)
         wide = torch.full((*inputs["keys"].shape[:-1], 2 * spec.head_dim), torch.nan, dtype=inputs["keys"].dtype)
@@ -176,7 +204,7 @@ def test_numpy_and_strided_inputs_and_nhd_give_the_same():
         strided["keys"] = wide[..., ::2]
         assert rows(select(**strided)) == wanted, spec.id
         nhd = dict(inputs)
-        for role in {"keys", "queries", "similarity_keys"} & set(inputs):
+        for role in {"keys", "queries", "similarity_keys", "values"} & set(inputs):
             nhd[role] = inputs[role].transpose(1, 2)
         assert rows(select(**nhd, layout="NHD")) == wanted, spec.id
 
@@ -210,11 +238,21 @@ def test_answers_are_ascending_and_as_wide_as_they_should_be(spec):
     for layer, (state, answer) in enumerate(zip(case.states(), selection, strict=True)):
         assert answer.layer == layer
         assert 0.0 <= answer.kept_score_ratio <= 1.0 + 1e-6
-        for head, row in enumerate(rows_of(answer.indices)):
+        own = rows_of(answer.indices)
+        units, room = spec.tokens, min(state.budget, spec.tokens)
+        if case.policy.page_size is not None:
+            units = -(-spec.tokens // case.policy.page_size)
+            room = units if state.keeps_all else min(units, max(1, state.budget // case.policy.page_size))
+        if case.policy.budget_allocation == "adaptive_heads":
+            assert sum(map(len, own)) <= len(own) * room
+            room = units
+        for head, row in enumerate(own):
             assert row == sorted(set(row))
-            assert len(row) <= min(state.budget, spec.tokens)
-            if scores is None or not torch.isneginf(scores[layer][head]).any():
-                assert len(row) == min(state.budget, spec.tokens)
+            assert all(0 <= unit < units for unit in row)
+            assert len(row) <= room
+            padded = scores is not None and bool(torch.isneginf(torch.stack(scores)).any())
+            if not padded and case.policy.budget_allocation != "adaptive_heads":
+                assert len(row) == room, head
         if torch.is_tensor(answer.indices):
             assert answer.indices.dtype == torch.int32
 
@@ -236,6 +274,9 @@ def test_sequential_answers_nest_as_the_budget_grows(seed, strength):
 
 def test_permuting_kv_heads_permutes_the_answer():
     for spec in (spec for spec in ALL if spec.kv_heads == 3):
+        policy = spec.make_policy()
+        if policy.granularity != "head" or policy.budget_allocation in ("cake", "adaptive_heads") or policy.scorer == "tova":
+            continue  # sums over all heads are taken in their order
         inputs = Case(spec).inputs()
         turn = [2, 0, 1]
         moved = dict(inputs)

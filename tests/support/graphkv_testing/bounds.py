@@ -103,15 +103,14 @@ def _relative(state: LayerState, num_tokens: int) -> float:
     if origin.scorer == "keydiff":
         return gamma(num_tokens) + 2 * gamma(state.head_dim) + 6 * UNIT
     relative = gamma(origin.rows) + gamma(origin.pool_width) + gamma(origin.group) + 4 * UNIT
-    return relative + attention_error(state, num_tokens)
+    if origin.source == "queries":
+        relative += attention_error(origin.logits, state.head_dim, num_tokens)
+    return relative
 
 
-def attention_error(state: LayerState, num_tokens: int) -> float:
-    """The relative error of every weight of the attention that a layer's scorer, or its budget, looks at."""
-    logits = state.importance.logits
-    if state.importance.source != "queries":
-        return 0.0
-    return 2 * (gamma(state.head_dim) + 5 * UNIT) * logits + 3 * UNIT + gamma(num_tokens)
+def attention_error(logits: float, head_dim: int, num_tokens: int) -> float:
+    """The relative error of a weight of attention computed from queries, `logits` the largest sum |q k| / sqrt(d)."""
+    return 2 * (gamma(head_dim) + 5 * UNIT) * logits + 3 * UNIT + gamma(num_tokens)
 
 
 @dataclass

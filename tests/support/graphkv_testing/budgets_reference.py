@@ -113,7 +113,9 @@ def _pyramid(contended: int, most: int, num_layers: int) -> list[int]:
 # --- the budget "cake" --------------------------------------------------------------------------------------------------
 
 
-def cake(policy: Policy, attention: Sequence[np.ndarray], num_tokens: int, pinned: Ranges = ()) -> Cake | None:
+def cake(
+    policy: Policy, attention: Sequence[np.ndarray], logits: list[float | None], num_tokens: int, pinned: Ranges = ()
+) -> Cake | None:
     """attention: of every layer, [Hq, rows, n], at least the window's rows. None where nothing competes."""
     total = layer_budgets(dataclasses.replace(policy, page_align=None), num_tokens, 1)[0]  # aligned after
     window = window_of(policy, caller_scores=False)
@@ -129,7 +131,7 @@ def cake(policy: Policy, attention: Sequence[np.ndarray], num_tokens: int, pinne
     weights = [h ** exponents[0] * v ** exponents[1] if h > 0 and v > 0 else 0.0 for h, v in figures]
     shares = cake_shares(weights, contended, most)
     entropy, variance = [h for h, _ in figures], [v for _, v in figures]
-    return Cake(received, entropy, variance, weights, exponents, contended, most, shares)
+    return Cake(received, logits, entropy, variance, weights, exponents, contended, most, shares)
 
 
 def cake_figures(received: np.ndarray) -> tuple[float, float]:

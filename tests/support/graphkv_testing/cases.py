@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
+from graphkv_testing.coarse_corners import coarse_corners, expected
 from graphkv_testing.corners import corners, large
 from graphkv_testing.reference import select_prompt
 from graphkv_testing.spec import Spec, draw_spec
-from graphkv_testing.states import LayerState
 
-__all__ = ["Case", "Spec", "corners", "large", "seeded", "specs"]
+__all__ = ["Case", "Spec", "coarse_corners", "corners", "expected", "large", "seeded", "specs"]
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -53,16 +53,34 @@ class Case:
         if spec.rope == "similarity_keys" and pre_rope:
             wide = dataclasses.replace(spec, head_dim=spec.head_dim + 3, seed=spec.seed + 1)
             self._put("similarity_keys", [_keys(wide, rng) for _ in range(spec.layers)], spec.dtype)
-        query_heads = spec.kv_heads * spec.group
+        query_heads, rows = spec.kv_heads * spec.group, self._query_rows(window)
         if spec.importance == "queries":
-            drawn = [rng.normal(size=(query_heads, window, spec.head_dim)) for _ in range(spec.layers)]
+            drawn = [rng.normal(size=(query_heads, rows, spec.head_dim)) for _ in range(spec.layers)]
             self._put("queries", drawn, spec.dtype)
         elif spec.importance in ("attention", "attention_f16"):
-            drawn = [_attention(query_heads, window, spec.tokens, rng) for _ in range(spec.layers)]
+            drawn = [_attention(query_heads, rows, spec.tokens, rng) for _ in range(spec.layers)]
             self._put("attention", drawn, "f16" if spec.importance == "attention_f16" else "f32")
         elif spec.importance == "scores":
             drawn = [_scores(spec, rng) for _ in range(spec.layers)]
             self._put("scores", drawn, "f32" if spec.dtype == "bf16" else spec.dtype)
+        elif spec.importance == "expected":
+            self._put_expectations(query_heads, rng)
+
+    def _query_rows(self, window: int) -> int:
+        """As many last queries as the policy takes, for tova a few more than it looks at."""
+        if self.policy.scorer == "h2o":
+            return self.spec.tokens
+        cake = self.policy.budget_allocation == "cake"
+        return min(window + 2, self.spec.tokens) if self.policy.scorer == "tova" and not cake else window
+
+    def _put_expectations(self, query_heads: int, rng: np.random.Generator) -> None:
+        """What expected_attention needs."""
+        layers, dim = range(self.spec.layers), self.spec.head_dim
+        roots = [rng.normal(size=(query_heads, dim, dim)) for _ in layers]
+        self._put("query_mean", [rng.normal(size=(query_heads, dim)) for _ in layers], "f32")
+        self._put("query_covariance", [root @ root.transpose(0, 2, 1) / dim for root in roots], "f32")
+        values = [rng.normal(size=(self.spec.kv_heads, self.spec.tokens, dim + 2)) for _ in layers]
+        self._put("values", values, self.spec.dtype)
 
     def _put(self, role: str, arrays: list[np.ndarray], dtype: str) -> None:
         self.arrays[role] = [torch.from_numpy(array).to(DTYPES[dtype]) for array in arrays]
@@ -72,7 +90,19 @@ class Case:
         given: dict[str, Any] = {role: torch.stack(layers) if stacked else layers for role, layers in self.arrays.items()}
         return {**given, "policy": self.policy, "pinned": list(self.spec.pinned) or None, "rope": self.rope}
 
-    def states(self, **changes: Any) -> list[LayerState]:
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All that this policy can give on request."""
+        graph, policy = self.policy.graph, self.policy
+        own_order = not policy.is_coarse and policy.budget_allocation != "adaptive_heads"
+        names = ["updated_scores", "keep_mask", "dropped_ranges", "moves"]
+        if policy.granularity == "head":
+            names.append("decay_factors")
+        if own_order and graph is not None and graph.update == "sequential":
+            names.append("choice_order")
+        return tuple(names)
+
+    def states(self, **changes: Any) -> list[Any]:
         """The reference's layers; `changes` replace arguments of `select_prompt`."""
         given = {role: [layer.double().numpy() for layer in layers] for role, layers in self.arrays.items()}
         return select_prompt(**{**given, "policy": self.policy, "pinned": self.spec.pinned, "rope": self.rope, **changes})

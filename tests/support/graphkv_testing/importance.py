@@ -10,7 +10,7 @@ import numpy as np
 
 from graphkv.terms.policy import Policy
 
-__all__ = ["Importance", "attention_of_window", "layer_attention", "layer_importance", "pooled", "snapkv"]
+__all__ = ["Importance", "attention_of_window", "largest_logit", "layer_attention", "layer_importance", "pooled", "snapkv"]
 
 _POOL_WIDTHS = {"snapkv": 7, "cake": 5}
 
@@ -65,10 +65,8 @@ def layer_importance(
     if received is None:
         raise ValueError(f"{scorer} needs scores")
     rows, group = received.shape[1], received.shape[0] // kv_heads
-    logits, source = 0.0, "attention"
-    if queries is not None:
-        logits, source = _largest_logit(queries, keys), "queries"
-    origin = {"rows": rows, "group": group, "logits": logits}
+    source = "attention" if queries is None else "queries"
+    origin = {"rows": rows, "group": group, "logits": largest_logit(queries, keys)}
     if scorer == "tova":
         last = received[:, -1].mean(axis=0)
         return Importance(np.tile(last, (kv_heads, 1)), scorer, source, **{**origin, "group": len(received)}, equal="token")
@@ -109,7 +107,10 @@ def attention_of_window(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return received
 
 
-def _largest_logit(queries: np.ndarray, keys: np.ndarray) -> float:
+def largest_logit(queries: np.ndarray | None, keys: np.ndarray) -> float:
+    """Of sum |q_i k_i| / sqrt(d); 0 where no queries are."""
+    if queries is None:
+        return 0.0
     group = queries.shape[0] // keys.shape[0]
     largest = [float((np.abs(queries[h]) @ np.abs(keys[h // group]).T).max()) for h in range(len(queries))]
     return max(largest) / math.sqrt(keys.shape[-1])

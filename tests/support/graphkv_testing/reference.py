@@ -17,7 +17,7 @@ from graphkv_testing import budgets_reference
 from graphkv_testing.adaptive import share_heads
 from graphkv_testing.coarse import coarse_states
 from graphkv_testing.graph_steps import best_first, cosines, propagates, run_graph, unrotated
-from graphkv_testing.importance import Importance, layer_attention, layer_importance
+from graphkv_testing.importance import Importance, largest_logit, layer_attention, layer_importance
 from graphkv_testing.states import CoarseState, LayerState, RowState
 
 __all__ = ["SOURCES", "base_order", "select_prompt"]
@@ -53,7 +53,12 @@ def select_prompt(
     ]
     cake = None
     if policy.budget_allocation == "cake":
-        cake = budgets_reference.cake(policy, [layer for layer in received if layer is not None], num_tokens, pinned)
+        logits = [
+            largest_logit(inputs["queries"], key) if "queries" in inputs else None
+            for key, inputs in zip(keys, own, strict=True)
+        ]
+        attention = [layer for layer in received if layer is not None]
+        cake = budgets_reference.cake(policy, attention, logits, num_tokens, pinned)
     budgets = budgets_reference.layer_budgets(
         policy, num_tokens, len(keys), pinned, caller_scores=caller_scores, shares=None if cake is None else cake.shares
     )

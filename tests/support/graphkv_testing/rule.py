@@ -13,15 +13,18 @@ Ties that any arithmetic must find equal (the caller's own scores, exact zeros) 
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from graphkv_testing.bounds import UNIT, Scores, edge_bounds, gamma, score_bounds
-from graphkv_testing.open_orders import Outcome, judge_order, replay, updated_before
-from graphkv_testing.states import GraphState, LayerState, RowState
+from graphkv_testing.coarse_rule import budgets_open, coarse_figures, heads_figures, judge_heads, judge_shared
+from graphkv_testing.open_orders import Outcome, judge_order, replay, updated
+from graphkv_testing.outputs_rule import output_problems
+from graphkv_testing.states import CoarseState, GraphState, LayerState, RowState
+from graphkv_testing.worlds import cut, worlds
 
 __all__ = ["LayerVerdict", "RowVerdict", "judge_layer", "judge_row", "judge_selection", "rows_of"]
 
@@ -60,8 +63,8 @@ class LayerVerdict:
         return "\n".join([*self.problems, *(row.problem for row in self.rows if not row.ok)])
 
 
-def judge_selection(states: Sequence[LayerState], selection: Any, *, exact_ties: bool = False) -> list[LayerVerdict]:
-    """A whole `graphkv.Selection` against the reference's layers."""
+def judge_selection(states: Sequence[Any], selection: Any, *, exact_ties: bool = False) -> list[LayerVerdict]:
+    """A whole `graphkv.Selection` against the reference's answers, with the outputs it holds."""
     verdicts = []
     for state, answer in zip(states, selection, strict=True):
         verdict = judge_layer(
@@ -69,41 +72,96 @@ def judge_selection(states: Sequence[LayerState], selection: Any, *, exact_ties:
             answer.indices,
             kept_score_ratio=answer.kept_score_ratio,
             changed=answer.changed,
+            outputs=answer.outputs,
             exact_ties=exact_ties,
         )
-        if answer.num_tokens != state.rows[0].num_tokens:
-            verdict.problems.append(f"layer {state.layer}: num_tokens {answer.num_tokens} is not {state.rows[0].num_tokens}")
+        policy = state.policy
+        named = {
+            "layer": state.layer,
+            "num_tokens": state.num_tokens,
+            "granularity": policy.granularity,
+            "page_size": policy.page_size,
+            "fingerprint": policy.fingerprint,
+        }
+        for name, wanted in named.items():
+            if getattr(answer, name) != wanted:
+                verdict.problems.append(f"layer {state.layer}: {name} {getattr(answer, name)!r} is not {wanted!r}")
         verdicts.append(verdict)
     return verdicts
 
 
 def judge_layer(
-    state: LayerState,
+    state: LayerState | CoarseState,
     indices: Any,
     *,
     kept_score_ratio: float | None = None,
     changed: int | None = None,
+    outputs: Mapping[str, Any] | None = None,
     exact_ties: bool = False,
 ) -> LayerVerdict:
-    """One layer's answer. `indices`: [Hkv, B] of any array kind, or a list of rows; figures are checked where given.
+    """One answer. `indices`: [Hkv, B] of any array kind, a list of rows, or [B]; figures and outputs are checked where given.
 
     `exact_ties`: scores that the implementation computes are held to the reference's bit-equal ties as well.
     """
-    kept = rows_of(indices)
+    shared = state.policy.granularity != "head"
     verdict = LayerVerdict(state.layer, [])
-    if len(kept) != len(state.rows):
-        verdict.problems.append(f"layer {state.layer}: {len(kept)} rows for {len(state.rows)} KV heads")
+    if getattr(indices, "ndim", 1 if shared else 2) != (1 if shared else 2):
+        verdict.problems.append(f"layer {state.layer}: indices of {indices.ndim} axes")
         return verdict
-    bounds = [score_bounds(state, row, exact_ties=exact_ties) for row in state.rows]
-    verdict.rows = [judge_row(state, row, chosen, bound) for row, chosen, bound in zip(state.rows, kept, bounds, strict=True)]
-    if all(row.ok for row in verdict.rows):
+    kept = rows_of([indices] if shared else indices)
+    wanted = len(state.answer)
+    if len(kept) != wanted:
+        verdict.problems.append(f"layer {state.layer}: {len(kept)} rows for {wanted}")
+        return verdict
+    if isinstance(state, CoarseState):
+        rows = [judge_shared(state, own, units) for own, units in zip(state.shared, kept, strict=True)]
+        verdict.rows = [
+            _coarse_verdict(state, place, own.units, units, outcome)
+            for place, (own, units, outcome) in enumerate(zip(state.shared, kept, rows, strict=True))
+        ]
+    elif state.policy.budget_allocation == "adaptive_heads":
+        outcome = judge_heads(state, kept)
+        verdict.rows = [_coarse_verdict(state, 0, [row.kept for row in state.rows], kept, outcome)]
+    else:
+        bounds = [score_bounds(state, row, exact_ties=exact_ties) for row in state.rows]
+        verdict.rows = [
+            judge_row(state, row, chosen, bound) for row, chosen, bound in zip(state.rows, kept, bounds, strict=True)
+        ]
+    if not verdict.ok:
+        layer = state if isinstance(state, LayerState) else state.layers[0]
+        if budgets_open(state.cake, layer.head_dim, state.num_tokens) and _plausible(kept, state.num_tokens):
+            verdict.rows = [RowVerdict(True, False) for _ in kept]
+        return verdict
+    if isinstance(state, CoarseState):
+        verdict.problems += coarse_figures(state, kept, kept_score_ratio, changed)
+    elif state.policy.budget_allocation == "adaptive_heads":
+        verdict.problems += heads_figures(state, kept, kept_score_ratio, changed)
+    else:
         verdict.problems += _judge_figures(state, kept, bounds, kept_score_ratio, changed)
+    if outputs:
+        verdict.problems += [f"layer {state.layer}: {problem}" for problem in output_problems(state, kept, outputs)]
     return verdict
 
 
+def _plausible(kept: list[list[int]], num_tokens: int) -> bool:
+    return all(own == sorted(set(own)) and all(0 <= unit < num_tokens for unit in own) for own in kept)
+
+
+def _coarse_verdict(state: LayerState | CoarseState, place: int, wanted: Any, got: Any, outcome: Outcome) -> RowVerdict:
+    problem = ""
+    if not outcome.ok:
+        policy = state.policy
+        problem = (
+            f"layer {state.layer}, row {place}: {outcome.problem}\n  n {state.num_tokens}, B {state.budget}, {policy.granularity},"
+            f" {policy.budget_allocation}, pages of {policy.page_size}\n  kept      {got}\n  reference {wanted}"
+        )
+    return RowVerdict(outcome.ok, outcome.ok and outcome.exact, problem)
+
+
 def rows_of(indices: Any) -> list[list[int]]:
-    """Indices of any array kind, or a list of rows, as plain lists."""
-    return [[int(token) for token in row] for row in indices]
+    """Indices of any array kind, or a list of rows, as plain lists; a single one where the answer is shared, [B]."""
+    rows = [indices] if getattr(indices, "ndim", 2) == 1 else indices
+    return [[int(token) for token in row] for row in rows]
 
 
 def judge_row(state: LayerState, row: RowState, kept: Sequence[int], scores: Scores) -> RowVerdict:
@@ -121,18 +179,19 @@ def judge_row(state: LayerState, row: RowState, kept: Sequence[int], scores: Sco
     edges = edge_bounds(state, row, threshold=graph.threshold)
     # The reference's own world first: it is one of the allowed, and often enough where many are (tokens with zero keys).
     own = (sorted(row.graph.candidates), sorted(row.graph.sources))
-    worlds = [own, *(world for world in itertools.islice(_worlds(state, row, scores), MOST_WORLDS) if world != own)]
+    tried = [own, *(world for world in itertools.islice(worlds(graph, row, scores), MOST_WORLDS) if world != own)]
     outcomes = []
-    for candidates, sources in worlds:
+    for candidates, sources in tried:
         if graph.update == "sequential":
             outcome = replay(scores, edges, candidates, chosen, graph.strength)
         else:
-            before = updated_before(row, scores, edges, candidates, sources, graph)
-            outcome = judge_order(candidates, before, chosen)
+            ids = np.array(candidates, dtype=int)
+            values = updated(row, scores.shifted, edges, candidates, sources, graph)
+            outcome = judge_order(candidates, values.before(ids, scores.tied(ids)), chosen)
         outcomes.append(outcome)
         if outcome.ok:
             break
-    return _verdict(state, row, kept, outcomes, worlds=len(worlds))
+    return _verdict(state, row, kept, outcomes, worlds=len(tried))
 
 
 # --- the shape of an answer ---------------------------------------------------------------------------------------------
@@ -149,39 +208,6 @@ def _shape_problem(row: RowState, kept: Sequence[int]) -> str:
     if not set(kept) <= set(row.always) | set(row.contenders):
         return f"kept, but no contenders: {sorted(set(kept) - set(row.always) - set(row.contenders))}"
     return ""
-
-
-# --- what arithmetic leaves open ----------------------------------------------------------------------------------------
-
-
-def _worlds(state: LayerState, row: RowState, scores: Scores) -> Iterator[tuple[list[int], list[int]]]:
-    """Every (candidates, sources) that the bounds allow, the reference's own first where it is certain."""
-    graph, ran = state.policy.graph, row.graph
-    for candidates in _tops(row.contenders, scores.before(row.contenders), len(ran.candidates)):
-        if graph.update == "sequential":
-            yield candidates, []
-            continue
-        for sources in _tops(candidates, scores.before(candidates), len(ran.sources)):
-            yield candidates, sources
-
-
-def _tops(tokens: Sequence[int], before: np.ndarray, count: int) -> Iterator[list[int]]:
-    """Every set of the `count` first tokens that the partial order `before` allows."""
-    inside, open_ones = _cut(tokens, before, count)
-    place = {j: i for i, j in enumerate(tokens)}
-    for some in itertools.combinations(open_ones, count - len(inside)):
-        rest = np.array([place[j] for j in open_ones if j not in some], dtype=int)
-        if not before[np.ix_(rest, np.array([place[j] for j in some], dtype=int))].any():
-            yield sorted([*inside, *some])
-
-
-def _cut(tokens: Sequence[int], before: np.ndarray, count: int) -> tuple[list[int], list[int]]:
-    """Tokens certainly among the first `count`, and those that may be."""
-    others = len(tokens) - 1
-    after, ahead = before.sum(axis=1), before.sum(axis=0)
-    inside = [j for i, j in enumerate(tokens) if others - after[i] < count]
-    open_ones = [j for i, j in enumerate(tokens) if others - after[i] >= count and ahead[i] < count]
-    return inside, open_ones
 
 
 # --- verdicts, and their words ----------------------------------------------------------------------------------------
@@ -235,7 +261,7 @@ def _judge_figures(
     if changed is not None:
         least, most = 0, 0
         for row, chosen, bound in rows if not state.keeps_all and state.rows[0].graph is not None else []:
-            inside, open_ones = _cut(row.contenders, bound.before(row.contenders), row.contended)
+            inside, open_ones = cut(row.contenders, bound.before(row.contenders), row.contended)
             free = len(chosen & set(open_ones))
             taken = min(row.contended, len(row.contenders)) - len(inside)
             surely = len(chosen - set(inside) - set(open_ones))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphkv.terms.policy import Graph, Policy
-from graphkv_testing.budgets_reference import always_kept, layer_budgets
+from graphkv_testing.budgets_reference import always_kept, layer_budgets, paging, sinks_of, window_of
 
 __all__ = ["Choose", "Spec", "draw_spec"]
 
@@ -21,7 +21,7 @@ class Spec:
     """The choices that make a case. `policy` and `graph` hold only the fields to set; `graph` None is no graph at all.
 
     keys: clustered, duplicated, zeros (some zero keys), random. importance: queries, attention, attention_f16, scores,
-    none. scores: positive, ties, negative, mixed, zeros, padded (some -inf), sparse (all but a few -inf).
+    expected (what expected_attention needs), none. scores: positive, ties, negative, mixed, zeros, padded (some -inf), sparse (all but a few -inf).
     rope: None, full, partial, interleaved, or similarity_keys. positions: default, gaps, per_head.
     """
 
@@ -47,13 +47,23 @@ class Spec:
         return Policy(**dict(self.policy), graph=None if self.graph is None else Graph(**dict(self.graph)))
 
     @property
+    def shares(self) -> bool:
+        """Whether rows, pages or budgets are shared in it."""
+        policy = self.make_policy()
+        return policy.is_coarse or policy.budget_allocation in ("cake", "adaptive_heads")
+
+    @property
     def id(self) -> str:
         """For pytest: what a reader wants to know of a case, shortest first."""
         graph = None if self.graph is None else Graph(**dict(self.graph))
         policy = self.make_policy()
         parts = [self.name or f"s{self.seed}", policy.scorer, self.importance, f"n{self.tokens}", f"B{policy.budget}"]
         if policy.budget_allocation != "uniform":
-            parts.append(policy.budget_allocation)
+            parts.append("-".join([policy.budget_allocation, *(f"{value:g}" for _, value in policy.options)]))
+        if policy.granularity != "head":
+            parts.append(f"{policy.granularity}-{policy.combine}-L{self.layers}")
+        if policy.page_size is not None:
+            parts.append(f"pages{policy.page_size}")
         parts += [f"h{self.kv_heads}x{self.group}", self.dtype, self.keys]
         if self.importance == "scores":
             parts.append(self.scores)
@@ -65,17 +75,26 @@ class Spec:
         return "-".join(parts)
 
 
+_IMPORTANCE = {
+    "snapkv": ("queries", "queries", "attention", "attention_f16", "scores"),
+    "cake": ("queries", "queries", "attention", "attention_f16"),
+    "h2o": ("queries", "attention", "scores"),
+    "tova": ("queries", "attention"),
+    "knorm": ("none", "none", "scores"),
+    "keydiff": ("none", "none", "scores"),
+    "given": ("scores",),
+}
+_READS_WINDOW = ("snapkv", "cake", "tova")
+_KINDS = ("head",) * 11 + ("layer", "layer", "model", "pages", "pages", "adaptive_heads", "adaptive_heads", "cake", "cake")
+
+
 def draw_spec(choose: Choose, seed: int) -> Spec:
-    """One spec; `choose(name, options)` decides everything."""
+    """One spec; `choose(name, options)` decides everything. Nine of twenty share something: a set, pages, a budget."""
     tokens = choose("tokens", (1, 2, 3, 7, 13, 17, 29, 31, 33, 40, 47, 61, 65, 79))
-    scorer = choose("scorer", ("snapkv", "snapkv", "snapkv", "knorm", "given"))
-    options = {
-        "snapkv": ("queries", "queries", "attention", "attention_f16", "scores"),
-        "knorm": ("none", "none", "scores"),
-        "given": ("scores",),
-    }
-    layers = choose("layers", (1, 1, 2, 3))
-    window = choose("window", (1, 3, 4, 8, None) if scorer == "snapkv" else (None, None, 0, 2, 5))
+    kind = choose("kind", _KINDS)
+    scorers = ("snapkv", "snapkv", "snapkv", "cake", "tova", "h2o", "knorm", "keydiff")
+    scorer = choose("scorer", scorers if kind == "cake" else (*scorers, "given", "given"))
+    layers = choose("layers", (1, 2, 3, 5) if kind in ("model", "cake") else (1, 1, 2, 3))
     budgets = (
         1,
         2,
@@ -93,18 +112,22 @@ def draw_spec(choose: Choose, seed: int) -> Spec:
         0.37,
         0.6,
     )
+    windows: tuple[int | None, ...] = (1, 3, 4, 8, None) if scorer in _READS_WINDOW else (None, None, 0, 2, 5)
+    if kind == "cake":
+        windows = (1, 2, 3, 4, 8)
     policy: dict[str, Any] = {
         "budget": choose("budget", budgets),
         "scorer": scorer,
-        "budget_allocation": choose("budget_allocation", ("uniform", "uniform", "pyramid")) if layers > 1 else "uniform",
-        "window": window,
+        "window": choose("window", windows),
         "sinks": choose("sinks", (None, None, 0, 1, 3)),
-        "page_align": choose("page_align", (None, None, None, None, 1, 3, 8)),
+        **_draw_kind(choose, kind, tokens, layers),
     }
-    if scorer == "snapkv":
+    if scorer in ("snapkv", "cake"):
         policy["pool_width"] = choose("pool_width", (None, 1, 3, 5))
         policy["pooling"] = choose("pooling", ("avg", "avg", "max"))
-    graph = _draw_graph(choose)
+    if policy.get("page_size") is None and kind != "adaptive_heads":
+        policy["page_align"] = choose("page_align", (None, None, None, None, 1, 3, 8))
+    graph = _draw_graph(choose, evict=policy.get("granularity", "head") == "head")
     rope = None
     if graph is not None and graph.get("similarity") == "pre_rope":
         rope = choose("rope", ("full", "partial", "interleaved", "similarity_keys"))
@@ -116,7 +139,7 @@ def draw_spec(choose: Choose, seed: int) -> Spec:
         head_dim=choose("head_dim", (4, 6, 8, 16, 24)),
         dtype=choose("dtype", ("f32", "f16", "bf16")),
         keys=choose("keys", ("clustered", "clustered", "clustered", "duplicated", "zeros", "random")),
-        importance=choose("importance", options[scorer]),
+        importance=choose("importance", ("queries", "attention") if kind == "cake" else _IMPORTANCE[scorer]),
         scores=choose("scores", ("positive", "ties", "negative", "mixed", "zeros", "padded", "sparse")),
         policy=tuple((name, value) for name, value in policy.items() if value is not None),
         graph=None if graph is None else tuple(graph.items()),
@@ -127,7 +150,32 @@ def draw_spec(choose: Choose, seed: int) -> Spec:
     return dataclasses.replace(spec, pinned=_draw_pinned(choose, spec))
 
 
-def _draw_graph(choose: Choose) -> dict[str, Any] | None:
+def _draw_kind(choose: Choose, kind: str, tokens: int, layers: int) -> dict[str, Any]:
+    """What is shared, and how: the fields of the policy that say so."""
+    fields: dict[str, Any] = {}
+    if kind == "adaptive_heads":
+        alpha = choose("alpha", (None, 0.0, 0.5, 1.0))
+        return {"budget_allocation": kind, "options": None if alpha is None else (("alpha", alpha),)}
+    if kind == "cake":
+        taus = choose("taus", (None, (1.0, 1.0), (0.4, 2.0), (3.0, 0.3)))
+        options = None if taus is None else tuple(zip(("tau1", "tau2"), taus, strict=True))
+        fields = {"budget_allocation": kind, "options": options}
+        kind = choose("with cake", ("head", "head", "layer", "pages"))
+    elif kind != "model" and layers > 1:
+        fields["budget_allocation"] = choose("budget_allocation", ("uniform", "uniform", "pyramid"))
+    if kind == "pages":
+        uniform = fields.get("budget_allocation", "uniform") == "uniform"
+        shared = ("head", "head", "layer", *(("model",) if uniform else ()))
+        fields["granularity"] = choose("granularity of pages", shared)
+        fields["page_size"] = choose("page_size", (1, 2, 3, 4, 5, 8, 16, tokens + 2))
+    elif kind != "head":
+        fields["granularity"] = kind
+    if kind != "head":
+        fields["combine"] = choose("combine", ("mean", "mean", "max"))
+    return fields
+
+
+def _draw_graph(choose: Choose, *, evict: bool) -> dict[str, Any] | None:
     update = choose("update", ("product", "product", "additive", "sequential", "sequential", "none"))
     if update == "none":
         return None
@@ -142,7 +190,7 @@ def _draw_graph(choose: Choose) -> dict[str, Any] | None:
     graph["neighbors"] = choose("neighbors", (None, "auto", "auto", 1, 3, 100))
     graph["threshold"] = choose("threshold", (0.9, 0.9, 0.5, 0.97, 1.0) if graph["neighbors"] is None else (0.0, 0.0, 0.5, 0.9))
     graph["source_ratio"] = choose("source_ratio", (0.3, 0.3, 0.05, 0.6, 1.0, 0.0))
-    graph["signal"] = choose("signal", ("decay", "decay", "decay", "enhance", "evict"))
+    graph["signal"] = choose("signal", ("decay", "decay", "decay", "enhance", *(("evict",) if evict else ())))
     if update == "product":
         graph["rounds"] = choose("rounds", (1, 1, 3, 0, 64))
     return graph
@@ -150,7 +198,7 @@ def _draw_graph(choose: Choose) -> dict[str, Any] | None:
 
 def _draw_pinned(choose: Choose, spec: Spec) -> tuple[tuple[int, int], ...]:
     """Ranges that fit the least budget of any layer; none where they cannot."""
-    kind = choose("pinned", ("none", "none", "one", "two", "overlapping", "last"))
+    kind = choose("pinned", ("none", "none", "one", "two", "overlapping", "last", "spread"))
     n = spec.tokens
     ranges = {
         "none": (),
@@ -158,13 +206,17 @@ def _draw_pinned(choose: Choose, spec: Spec) -> tuple[tuple[int, int], ...]:
         "two": ((0, 1), (n // 3, n // 3 + 2)),
         "overlapping": ((n // 3, n // 2 + 1), (n // 2, n // 2 + 2)),
         "last": ((n - 1, n),),
+        "spread": ((1, 2), (n // 3, n // 3 + 1), (2 * n // 3, 2 * n // 3 + 1)),
     }[kind]
     ranges = tuple((start, min(stop, n)) for start, stop in ranges if start < min(stop, n))
-    total = len({token for start, stop in ranges for token in range(start, stop)})
     policy = dataclasses.replace(spec.make_policy(), page_align=None)
+    window = window_of(policy, caller_scores=spec.importance == "scores")
     try:
-        least = min(layer_budgets(policy, n, spec.layers, ranges, caller_scores=spec.importance == "scores"))
-        always_kept(n, least, pinned=ranges)
+        budgets = layer_budgets(policy, n, spec.layers, ranges, caller_scores=spec.importance == "scores")
+        for budget in budgets:
+            always = always_kept(n, budget, pinned=ranges, sinks=sinks_of(policy), window=window)
+            least = len(always) if policy.budget_allocation == "cake" else budget  # a layer may get no more than those
+            paging(policy, n, least, pinned=ranges, window=window)
     except ValueError:
         return ()
-    return ranges if total <= least or n <= least else ()
+    return ranges

@@ -87,10 +87,12 @@ class RowState:
 class Cake:
     """How the budget "cake" was spread: H, V and weight of every layer, and what their error depends on.
 
-    received: of every layer, the last w rows of attention on the tokens before the window, [Hq, w, n - w].
+    received: of every layer, the last w rows of attention on the tokens before the window, [Hq, w, n - w]. logits: of
+    every layer, the largest sum |q_i k_i| / sqrt(d) that it is computed from, None where it was given.
     """
 
     received: list[np.ndarray]
+    logits: list[float | None]
     entropy: list[float]
     variance: list[float]
     weights: list[float]
@@ -115,6 +117,11 @@ class LayerState:
     kept_score_ratio: float
     changed: int
     cake: Cake | None = None
+
+    @property
+    def answer(self) -> list[list[int]]:
+        """What is answered, one list a KV head."""
+        return [row.kept for row in self.rows]
 
     @property
     def head_dim(self) -> int:
@@ -179,6 +186,11 @@ class CoarseState:
     paging: Paging | None
     kept_score_ratio: float
     changed: int
+
+    @property
+    def answer(self) -> list[list[int]]:
+        """What is answered, tokens or pages, one list a row."""
+        return [shared.units for shared in self.shared]
 
     @property
     def policy(self) -> Policy:
