@@ -1,7 +1,8 @@
 """The same inputs, the same kept tokens as NVIDIA kvpress: random cases, and what SmolLM2 computes for real text; float32.
 
 A line of PEERS is a method. Where our definition differs on purpose, the line says how, and `aligned` changes exactly that in
-the peer: with the change every set is equal, without it some are not. kvpress has no CAKE, nor anything like the graph.
+the peer: with the change every set is equal, without it some are not. kvpress 0.5.5 has no CAKE (neither the scorer nor the
+budget), no answer that heads or layers share, no pages, nor anything like the graph.
 """
 
 from collections.abc import Callable
@@ -103,6 +104,16 @@ def snapkv(ratio: float, case: Drawn) -> Any:
     return kvpress.SnapKVPress(ratio, window_size=case.window, kernel_size=case.pool_width)
 
 
+def alpha(case: Drawn) -> float:
+    return (0.2, 0.0, 0.5, 1.0)[case.seed % 4]
+
+
+def sharing(case: Drawn) -> Policy:
+    """AdaKV on SnapKV."""
+    options = {"alpha": alpha(case)}
+    return base("snapkv", "window", "pool_width", budget_allocation="adaptive_heads", options=options)(case)
+
+
 PEERS: dict[str, Peer] = {
     "snapkv": Peer(base("snapkv", "window", "pool_width"), snapkv, window_queries),
     "knorm": Peer(base("knorm"), lambda ratio, _case: kvpress.KnormPress(ratio)),
@@ -112,11 +123,11 @@ PEERS: dict[str, Peer] = {
                 aligned=lambda ratio, _case: Summed(ratio)),
     "expected_attention": Peer(base("expected_attention"), lambda ratio, _case: kvpress.ExpectedAttentionPress(ratio),
                                future_queries, aligned=lambda ratio, _case: SoftmaxOverAll(ratio)),
-    "adaptive_heads": Peer(base("snapkv", "window", "pool_width", budget_allocation="adaptive_heads"),
-                           lambda ratio, case: kvpress.AdaKVPress(snapkv(ratio, case)), window_queries, together=True),
+    "adaptive_heads": Peer(sharing, lambda ratio, case: kvpress.AdaKVPress(snapkv(ratio, case), alpha(case)), window_queries,
+                           together=True),
 }  # fmt: skip
 assert set(SCORERS) - {"given", "cake"} <= set(PEERS), "a scorer without a line here"
-PRESENT = [name for name in PEERS if name in SCORERS or name in BUDGETS]
+assert set(PEERS) <= set(SCORERS) | set(BUDGETS), "a line for what there is not"
 
 
 def ours(peer: Peer, case: Drawn, seen: list[Seen]) -> list[list[set[int]]]:
@@ -149,7 +160,7 @@ def run(peer: Peer, case: Drawn, press: Callable[[float, Drawn], Any], model: An
 CASES = [draw(seed) for seed in range(60)]
 
 
-@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("name", PEERS)
 def test_the_same_tokens_on_random_inputs(name: str) -> None:
     peer = PEERS[name]
     unequal = sum(
@@ -159,7 +170,7 @@ def test_the_same_tokens_on_random_inputs(name: str) -> None:
     assert unequal <= layers // 50, f"{unequal} of {layers} layers decided by rounding: too many to be rounding"
 
 
-@pytest.mark.parametrize("name", [name for name in PRESENT if PEERS[name].aligned])
+@pytest.mark.parametrize("name", [name for name in PEERS if PEERS[name].aligned])
 def test_the_stated_difference_is_one(name: str) -> None:
     peer = PEERS[name]
     differing = [case.id for case in CASES[:20] if (theirs := run(peer, case, peer.press, case.model(), case.inputs())).kept
@@ -173,7 +184,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("case", REAL, ids=lambda case: f"B{case.budget}")
 @smollm2.needs_model
 def test_the_same_tokens_in_every_layer_of_smollm2(name: str, case: Drawn) -> None:
@@ -182,6 +193,52 @@ def test_the_same_tokens_in_every_layer_of_smollm2(name: str, case: Drawn) -> No
     theirs = run(peer, case, peer.aligned or peer.press, smollm2.model().model, inputs)
     assert len(theirs.kept) == 30
     assert unequal_layers(peer, case, theirs) <= 3
+
+
+# --- AdaKV: heads that share a budget -------------------------------------------------------------------------------------
+
+
+def test_adaptive_heads_differ_in_what_they_keep() -> None:
+    """Or the sets above would be equal for nothing: in most layers of several heads no two keep the same number."""
+    peer, several = PEERS["adaptive_heads"], [case for case in CASES if case.kv_heads > 1 and alpha(case) < 1.0]
+    kept = [layer for case in several for layer in run(peer, case, peer.press, case.model(), case.inputs()).kept]
+    assert sum(len({len(head) for head in layer}) > 1 for layer in kept) > len(kept) // 2
+
+
+def lopsided(case: Drawn, safe: float) -> tuple[list[list[set[int]]], Prefill, Peer]:
+    """AdaKV on KNorm, ours and theirs, where the first head's keys are so short that it takes whatever is not safe."""
+    model = case.model()
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.weight.data[: case.head_dim] *= 0.01
+    policy = Policy(case.budget, scorer="knorm", budget_allocation="adaptive_heads", graph=None, options={"alpha": safe})
+    peer = Peer(lambda _case: policy, lambda ratio, _case: kvpress.AdaKVPress(kvpress.KnormPress(ratio), safe), together=True)
+    theirs = run(peer, case, peer.press, model, case.inputs())
+    return ours(peer, case, theirs.seen), theirs, peer
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4])
+def test_adaptive_heads_one_token_of_a_head_is_safe_at_the_peer(budget: int) -> None:
+    """Where alpha x B is below one: the peer keeps the best of each head then, ours none; without alpha both share all.
+
+    With a window, whose tokens are the best to the peer, that token is one of the window's: no difference.
+    """
+    case = Drawn(budget, 61, 2, 3, 1, 16, budget, 0, 1)
+    mine, theirs, peer = lopsided(case, 0.0)
+    assert unequal_layers(peer, case, theirs) == 0
+    mine, theirs, _ = lopsided(case, 0.2)
+    assert [[len(head) for head in layer] for layer in mine] == [[3 * budget, 0, 0]] * 2
+    assert [[len(head) for head in layer] for layer in theirs.kept] == [[3 * budget - 2, 1, 1]] * 2
+
+
+@pytest.mark.parametrize(("safe", "mine", "theirs"), [(0.29, 29, 28), (0.3, 30, 30), (0.5, 50, 50)])
+def test_adaptive_heads_a_share_is_rounded_down_at_the_peer_before_rounding_errors_are(
+    safe: float, mine: int, theirs: int
+) -> None:
+    """0.29 of 100 is 28.999999999999996: 29 tokens are safe in ours, as in every rule with a share, 28 at the peer."""
+    case = Drawn(seed=5, tokens=203, layers=2, kv_heads=2, group=1, head_dim=16, budget=100, window=0, pool_width=1)
+    kept, seen, _ = lopsided(case, safe)
+    assert [[len(head) for head in layer] for layer in kept] == [[200 - mine, mine]] * 2
+    assert [[len(head) for head in layer] for layer in seen.kept] == [[200 - theirs, theirs]] * 2
 
 
 # --- PyramidKV: budgets that fall from layer to layer ---------------------------------------------------------------------
