@@ -32,7 +32,7 @@ def shared(part: Part, kept: torch.Tensor) -> Outputs:
     """Of an answer that rows share; kept bool [n]. What is a row of `of_heads` is the only one here, without its axis."""
     found = {name: own if name in _RANGES else own[0] for name, own in _of_tokens(part.plan.outputs, kept[None]).items()}
     if "updated_scores" in part.plan.outputs:
-        value = part.combined(part.value).to(torch.float32)
+        value = _to_float32(part.combined(part.value))
         found["updated_scores"] = value.masked_fill_(~contended_tokens(part.plan, value.device), math.inf)
     return found
 
@@ -70,7 +70,13 @@ def _updated_scores(layer: Propagation) -> torch.Tensor:
         scores = scores - candidates.shifts()[:, None]
     for head, row in enumerate(layer.rows):
         scores[head, candidates.ids[head, : row.size].to(torch.int64)] = layer.values(head)
-    return scores.to(torch.float32).masked_fill_(always, math.inf)
+    return _to_float32(scores).masked_fill_(always, math.inf)
+
+
+def _to_float32(values: torch.Tensor) -> torch.Tensor:
+    """Scores beyond float32's largest are that number: infinite ones say that a token is always kept, or padding."""
+    most = torch.finfo(torch.float32).max
+    return values.clamp(-most, most).to(torch.float32).masked_fill_(values == -math.inf, -math.inf)
 
 
 def _decay_factors(layer: Propagation) -> torch.Tensor:

@@ -35,6 +35,18 @@ def test_updated_scores_of_heads() -> None:
     assert output("updated_scores", [ROW], 4, keys=TWINS, graph=PAPER) == [[ALL] * 4]  # n within the budget
 
 
+@pytest.mark.parametrize("granularity", ["head", "layer", "model"])
+@pytest.mark.parametrize("graph", [PAPER, SEQUENTIAL], ids=["product", "sequential"])
+def test_updated_scores_beyond_float32_are_its_largest(granularity: str, graph: Graph) -> None:
+    """+inf is said of the always-kept token alone: the shift doubles the largest scores there are."""
+    most = torch.finfo(torch.float32).max
+    scores = [[0, most, -most, most, -most, NONE]]
+    found = output("updated_scores", scores, 3, sinks=1, graph=graph, granularity=granularity)
+    row = found[0] if granularity == "head" else found
+    assert [token for token, value in enumerate(row) if value == ALL] == [0]
+    assert [token for token, value in enumerate(row) if value == NONE] == [5]
+
+
 def test_updated_scores_are_shifted_where_the_graph_propagates() -> None:
     below = [score - 5 for score in ROW]  # -1 to -4
     assert output("updated_scores", [below], 2) == [below]
