@@ -186,7 +186,8 @@ def _planned(first: LayerPlan, budgets: Sequence[int], *, allocated: bool) -> tu
     uncut = size < first.budget < tokens  # no token was left out of them for want of room: nor is one where there is as much
     plans = []
     for layer, given in enumerate(budgets):
-        budget = given if policy.page_align is None else _aligned(given, tokens, policy.page_align)
+        aligned = allocated and policy.page_align is not None  # after the allocation, and once
+        budget = _aligned(given, tokens, policy.page_align or 1) if aligned else given
         kept = first.always if uncut and size <= budget < tokens else always(budget)
         plan = replace(first, layer=layer, budget=budget, always=kept, allocated=allocated)
         plans.append(plan if policy.page_size is None else replace(plan, always_pages=pages(plan.page_count)))
