@@ -200,10 +200,13 @@ def _by_heads(layer: Propagation, kernels: Kernels | None) -> Chosen:
 
 def _paged(layer: Propagation, kernels: Kernels | None) -> Chosen:
     """Every KV head keeps pages of its own."""
-    parts = [part_of(layer, [head], kernels) for head in range(layer.layer.kv_heads)]
-    settled = [settle(part, kernels) for part in parts]
+    settled, total = [], 0.0
+    for head in range(layer.layer.kv_heads):  # a part at a time: each is a few arrays of all tokens
+        part = part_of(layer, [head], kernels)
+        settled.append(settle(part, kernels))
+        total += part.total
     pages = torch.stack([own.pages for own in settled if own.pages is not None])
-    ratio = _share(sum(own.kept_mass for own in settled), sum(part.total for part in parts))
+    ratio = _share(sum(own.kept_mass for own in settled), total)
     kept = torch.stack([own.kept for own in settled])
     return Chosen(_rows(pages), ratio, sum(own.changed for own in settled), requested.of_heads(layer, kept))
 

@@ -232,16 +232,19 @@ def test_what_is_no_array_of_numbers_is_named(change: dict[str, object], argumen
     assert caught.value.argument == argument, caught.value
 
 
-@pytest.mark.parametrize(("scorer", "graph", "dim", "most"), [
-    ("knorm", None, 64, 60), ("keydiff", None, 64, 60), ("knorm", Policy.paper(1).graph, 16, 200), ("snapkv", None, 64, 120),
-], ids=["knorm", "keydiff", "paper", "snapkv"])  # fmt: skip
-def test_memory_is_bounded_by_constants(scorer: str, graph: Graph | None, dim: int, most: int) -> None:
+@pytest.mark.parametrize(("policy", "dim", "most"), [
+    (Policy(512, scorer="knorm", graph=None), 64, 60), (Policy(512, scorer="keydiff", graph=None), 64, 60),
+    (Policy.paper(512, scorer="knorm"), 16, 200), (Policy(512, graph=None), 64, 120),
+    (Policy(512, scorer="knorm", granularity="layer"), 16, 80), (Policy(512, scorer="knorm", page_size=16), 16, 80),
+    (Policy(512, scorer="knorm", budget_allocation="adaptive_heads"), 16, 120),
+], ids=["knorm", "keydiff", "paper", "snapkv", "layer", "pages", "adaptive_heads"])  # fmt: skip
+def test_memory_is_bounded_by_constants(policy: Policy, dim: int, most: int) -> None:
     """Beside the keys, in a process of its own: peak resident MiB for half a million tokens, above what was there before."""
     program = f"""
 import resource, torch, graphkv
 torch.set_num_threads(2)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-policy = graphkv.Policy.from_dict({Policy(512, scorer=scorer, graph=graph).to_dict()!r})
+policy = graphkv.Policy.from_dict({policy.to_dict()!r})
 def run(n):
     keys = torch.randn(1, 1, n, {dim})
     queries = torch.randn(1, 2, 32, {dim}) if policy.scorer == "snapkv" else None
