@@ -57,13 +57,21 @@ def test_no_parameter_is_dangling(collected: list[str]) -> None:
 
 def test_everything_a_policy_can_name_has_its_row() -> None:
     rows = " ".join(first for first, _ in ROWS)
-    kinds = {"scorer": catalogue.SCORERS, "budget": catalogue.BUDGETS, "granularity": catalogue.GRANULARITIES}
+    kinds = {
+        "scorer": catalogue.SCORERS, "budget": catalogue.BUDGETS, "granularity": catalogue.GRANULARITIES,
+        "combine": catalogue.COMBINES, "output": catalogue.OUTPUTS,
+    }  # fmt: skip
     wanted = {f"{kind} `{name}`" for kind, table in kinds.items() for name in table}
-    wanted |= {f"`{name}`" for table in (catalogue.SIGNALS, catalogue.UPDATES, catalogue.SIMILARITIES) for name in table}
+    wanted |= {
+        f"`{name}`"
+        for table in (catalogue.SIGNALS, catalogue.UPDATES, catalogue.SIMILARITIES, catalogue.OPTIONS)
+        for name in table
+    }
     wanted |= {f"field `{field.name}`" for kind in (Policy, Graph) for field in dataclasses.fields(kind)}
     assert sorted(name for name in wanted if name not in rows) == []
 
 
-def test_every_test_of_a_row_stands_in_the_table() -> None:
-    named = {name.split("::")[1].split("[")[0] for name in NAMES if name.startswith("test_algorithm_rows.py")}
-    assert functions("test_algorithm_rows.py") == named
+@pytest.mark.parametrize("file", ["test_algorithm_rows.py", "test_coarse_rows.py", "test_shared_budgets.py"])
+def test_every_test_of_a_row_stands_in_the_table(file: str) -> None:
+    named = {name.split("::")[1].split("[")[0] for name in NAMES if name.startswith(file)}
+    assert functions(file) == named
