@@ -24,10 +24,18 @@ def propagates(graph: Graph) -> bool:
 
 
 def run_graph(
-    shifted: np.ndarray, contenders: Sequence[int], cosine: np.ndarray, graph: Graph, *, budget: int, contended: int
+    shifted: np.ndarray,
+    contenders: Sequence[int],
+    cosine: np.ndarray,
+    graph: Graph,
+    *,
+    budget: int,
+    contended: int,
+    base: np.ndarray | None = None,
 ) -> GraphState:
-    """From scores [n] (shifted already) and raw cosines [n, n]."""
-    ranked = best_first(contenders, shifted)
+    """From scores [n] (shifted already) and raw cosines [n, n]. base: before the shift, which may round away what tells two
+    scores apart."""
+    ranked = best_first(contenders, shifted if base is None else base)
     if graph.candidates is not None:
         ranked = ranked[: max(contended, math.ceil(graph.candidates * budget - 1e-9))]
     edges = clamped(cosine)

@@ -92,8 +92,9 @@ def _updated_scores(state: State, tokens: list[list[int]], got: np.ndarray) -> s
             worths = [worth(layer, row) for layer, row in own.members]
             units = token_units(own, worths, state.policy.combine)
             open_ones = np.any([one.sure != one.maybe for one in worths], axis=0)
-            low = np.where(open_ones & own.votes, -np.inf, units.low)
-            ends.append((own.first, low, units.high))
+            if own.votes:  # who is open may have votes, or be nobody's candidate
+                wanted[0] = np.where(open_ones & np.isneginf(wanted[0]), 0.0, wanted[0])
+            ends.append((own.first, np.where(open_ones & own.votes, -np.inf, units.low), units.high))
     return _within(state, got, wanted, ends)
 
 

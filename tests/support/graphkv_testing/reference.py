@@ -117,7 +117,8 @@ def _layer(
                     vectors = unrotated(vectors, where[head], rope)
                     turned_back = True
             row.cosine, row.absolute = cosines(vectors)
-            row.graph = run_graph(row.shifted, row.contenders, row.cosine, graph, budget=budget, contended=row.contended)
+            sizes = {"budget": budget, "contended": row.contended}
+            row.graph = run_graph(row.shifted, row.contenders, row.cosine, graph, **sizes, base=row.base)
             chosen = row.graph.order
         row.kept = sorted([*always, *chosen])
         if num_tokens > budget:

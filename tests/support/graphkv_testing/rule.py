@@ -24,7 +24,7 @@ from graphkv_testing.coarse_rule import budgets_open, coarse_figures, heads_figu
 from graphkv_testing.open_orders import Outcome, judge_order, replay, updated
 from graphkv_testing.outputs_rule import output_problems
 from graphkv_testing.states import CoarseState, GraphState, LayerState, RowState
-from graphkv_testing.worlds import cut, worlds
+from graphkv_testing.worlds import cut, suited, worlds
 
 __all__ = ["LayerVerdict", "RowVerdict", "judge_layer", "judge_row", "judge_selection", "rows_of"]
 
@@ -181,6 +181,8 @@ def judge_row(state: LayerState, row: RowState, kept: Sequence[int], scores: Sco
     own = (sorted(row.graph.candidates), sorted(row.graph.sources))
     tried = [own, *(world for world in itertools.islice(worlds(graph, row, scores), MOST_WORLDS) if world != own)]
     outcomes = []
+    if len(tried) >= MOST_WORLDS:
+        tried[1:1] = suited(graph, row, scores, chosen)
     for candidates, sources in tried:
         if graph.update == "sequential":
             outcome = replay(scores, edges, candidates, chosen, graph.strength)

@@ -7,9 +7,12 @@ import numpy as np
 
 from graphkv.terms.policy import Graph
 from graphkv_testing.bounds import Scores
+from graphkv_testing.graph_steps import best_first
 from graphkv_testing.states import RowState
 
-__all__ = ["cut", "tops", "worlds"]
+__all__ = ["cut", "suited", "tops", "worlds"]
+
+MOST_SOURCES = 64
 
 
 def worlds(graph: Graph, row: RowState, scores: Scores) -> Iterator[tuple[list[int], list[int]]]:
@@ -21,6 +24,32 @@ def worlds(graph: Graph, row: RowState, scores: Scores) -> Iterator[tuple[list[i
             continue
         for sources in tops(candidates, scores.before(candidates), len(ran.sources)):
             yield candidates, sources
+
+
+def suited(graph: Graph, row: RowState, scores: Scores, chosen: set[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The likeliest worlds where too many tokens are open at a cut to try all: that of an implementation which ranks what
+    float32, or float64, leaves of the shifted scores; and those in which the chosen tokens are candidates, the rest being filled up in the
+    reference's order, or by index as among ties."""
+    for values in (row.shifted.astype(np.float32), row.shifted):
+        ranked = best_first(row.contenders, values)[: len(row.graph.candidates)]
+        yield sorted(ranked), sorted(ranked[: len(row.graph.sources)])
+    before, count = scores.before(row.contenders), len(row.graph.candidates)
+    inside, open_ones = cut(row.contenders, before, count)
+    place = {j: i for i, j in enumerate(row.contenders)}
+    ahead = {j: {i for i in open_ones if before[place[i], place[j]]} for j in open_ones}
+    wanted = {i for j in open_ones if j in chosen for i in (j, *ahead[j])}
+    if len(open_ones) + len(inside) == count or len(inside) + len(wanted) > count:
+        return
+    for order in (sorted(open_ones, key=lambda j: (-row.shifted[j], j)), open_ones):
+        some = set(wanted)
+        while len(inside) + len(some) < count:
+            some.add(next(j for j in order if j not in some and ahead[j] <= some))
+        candidates = sorted([*inside, *some])
+        if graph.update == "sequential":
+            yield candidates, []
+        else:
+            for sources in itertools.islice(tops(candidates, scores.before(candidates), len(row.graph.sources)), MOST_SOURCES):
+                yield candidates, sources
 
 
 def tops(tokens: Sequence[int], before: np.ndarray, count: int) -> Iterator[list[int]]:
