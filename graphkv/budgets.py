@@ -190,7 +190,10 @@ def _planned(first: LayerPlan, budgets: Sequence[int], *, allocated: bool) -> tu
         budget = _aligned(given, tokens, policy.page_align or 1) if aligned else given
         kept = first.always if uncut and size <= budget < tokens else always(budget)
         plan = replace(first, layer=layer, budget=budget, always=kept, allocated=allocated)
-        plans.append(plan if policy.page_size is None else replace(plan, always_pages=pages(plan.page_count)))
+        if policy.page_size is not None:
+            kept_pages = ((0, plan.page_count),) if plan.keeps_all else pages(plan.page_count)
+            plan = replace(plan, always_pages=kept_pages)
+        plans.append(plan)
     return tuple(plans)
 
 

@@ -37,8 +37,6 @@ def always_kept_pages(
     end, and the last partial page. Raises InvalidInputError where those with pinned tokens alone are more.
     """
     whole = -(-num_tokens // page_size)
-    if whole <= pages:
-        return ((0, whole),)
     kept = merge([(start // page_size, (stop - 1) // page_size + 1) for start, stop in pinned])
     if count(kept) > pages:
         raise invalid("pinned", f"tokens of {count(kept)} pages", f"of at most {pages} pages, the budget")

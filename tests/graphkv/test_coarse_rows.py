@@ -170,6 +170,12 @@ def test_pages_the_tokens_that_do_not_compete_do_not_count() -> None:
     assert listed(ragged.indices[0]) == [[2], [1, 2]]  # a page where nothing competes is never kept
 
 
+def test_pages_of_padding_are_not_kept_even_where_there_is_room_for_all() -> None:
+    assert listed(chosen([[NONE, NONE, NONE]], 1, page_size=3).indices[0]) == [[]]
+    assert listed(chosen([[NONE, 0, NONE]], 1, page_size=3).indices[0]) == [[0]]
+    assert listed(chosen([[NONE, NONE, NONE]], 3, page_size=3).indices[0]) == [[0]]  # n <= B
+
+
 def test_pages_ties_go_to_the_lower_page() -> None:
     assert listed(chosen([[1.0, 3, 2, 2, 0, 4]], 4, page_size=2).indices[0]) == [[0, 1]]
 
