@@ -157,7 +157,9 @@ def _together(prompt: Prompt) -> Sequence[Chosen | Part | InvalidInputError]:
     """The answers of a prompt none of whose layers can be answered alone."""
     answers = select_layers(allocate(prompt.layers))
     parts = [answer for answer in answers if isinstance(answer, Part)]
-    return [finish(parts)] if len(parts) == len(answers) else answers
+    if len(parts) == len(answers):
+        return [finish(parts)]
+    return [answer for answer in answers if not isinstance(answer, Part)]  # errors, or layers that only waited for budgets
 
 
 def _prepared(layer: Layer, kernels: Kernels | None = None) -> Candidates:
@@ -180,20 +182,20 @@ def _by_heads(layer: Propagation, kernels: Kernels | None) -> Chosen:
     """Every KV head keeps the tokens it picked, and the always-kept ones."""
     candidates, plan = layer.layer, layer.layer.plan
     picked = choice(layer, kernels)
-    keep = (~contended_tokens(plan, candidates.ids.device)).repeat(candidates.kv_heads, 1)
-    mass = torch.zeros((), dtype=torch.float64, device=keep.device)
-    for head, (row, mask) in enumerate(zip(layer.rows, picked, strict=True)):
-        keep[head, candidates.ids[head, : row.size][mask].to(torch.int64)] = True
-        shifted = candidates.scores[head, : row.size].to(torch.float64) - candidates.shifts()[head]
-        mass += shifted.masked_fill(~mask, 0.0).sum()
-    changed = 0
+    slots = torch.zeros(candidates.ids.shape, dtype=torch.bool, device=candidates.ids.device)
+    for place, mask in zip(slots, picked, strict=True):
+        place[: mask.shape[0]] = mask
+    ids = torch.where(slots, candidates.ids, plan.num_tokens).to(torch.int64)  # one spare place for what is not kept
+    keep = torch.zeros(candidates.kv_heads, plan.num_tokens + 1, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    keep = keep[:, : plan.num_tokens].logical_or_(~contended_tokens(plan, ids.device))
+    shifts, facts = candidates.shifts(), candidates.facts
+    kept = (candidates.scores.to(torch.float64) - shifts[:, None]).masked_fill_(~slots, 0.0).sum(dim=1)
+    mass, total = torch.stack([kept.sum(), (facts[:, 0] - shifts * facts[:, 2]).sum()]).tolist()
+    changed = torch.zeros((), dtype=torch.int64, device=ids.device)
     if plan.propagates:
-        pairs = zip(picked, base_choice(layer, kernels), strict=True)
-        changed = int(sum((mask & ~base).sum() for mask, base in pairs))
-    facts = candidates.facts
-    total = float((facts[:, 0] - candidates.shifts() * facts[:, 2]).sum())
-    ratio = min(1.0, float(mass) / total) if total > 0.0 else 1.0
-    return Chosen(_rows(keep), ratio, changed, requested.of_heads(layer, keep))
+        for mask, base in zip(picked, base_choice(layer, kernels), strict=True):
+            changed += (mask & ~base).sum()
+    return Chosen(_rows(keep), _share(mass, total), int(changed), requested.of_heads(layer, keep))
 
 
 def _paged(layer: Propagation, kernels: Kernels | None) -> Chosen:
@@ -201,19 +203,22 @@ def _paged(layer: Propagation, kernels: Kernels | None) -> Chosen:
     parts = [part_of(layer, [head], kernels) for head in range(layer.layer.kv_heads)]
     settled = [settle(part, kernels) for part in parts]
     pages = torch.stack([own.pages for own in settled if own.pages is not None])
-    total = sum(part.total for part in parts)
-    mass = sum(own.kept_mass for own in settled)
-    changed = sum(own.changed for own in settled)
+    ratio = _share(sum(own.kept_mass for own in settled), sum(part.total for part in parts))
     kept = torch.stack([own.kept for own in settled])
-    return Chosen(_rows(pages), min(1.0, mass / total) if total > 0.0 else 1.0, changed, requested.of_heads(layer, kept))
+    return Chosen(_rows(pages), ratio, sum(own.changed for own in settled), requested.of_heads(layer, kept))
 
 
 def _shared(part: Part, kernels: Kernels | None) -> Chosen:
     """All rows of a part keep the same tokens or pages."""
     settled = settle(part, kernels)
     chosen = settled.kept if settled.pages is None else settled.pages
-    ratio = min(1.0, settled.kept_mass / part.total) if part.total > 0.0 else 1.0
+    ratio = _share(settled.kept_mass, part.total)
     return Chosen(_ids(chosen), ratio, settled.changed, requested.shared(part, settled.kept))
+
+
+def _share(kept: float, total: float) -> float:
+    """kept_score_ratio; 1 where there is nothing to share."""
+    return min(1.0, kept / total) if total > 0.0 else 1.0
 
 
 def _rows(kept: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:

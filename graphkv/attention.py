@@ -11,18 +11,21 @@ from graphkv.layer import Layer
 __all__ = ["attention_blocks"]
 
 
-def attention_blocks(layer: Layer) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """(first query head, first row, float32 [heads, rows, n]): all the attention a layer's caller gave, or gave queries for.
+def attention_blocks(layer: Layer, last: int = 0) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(first query head, first row, float32 [heads, rows, n]): the attention a layer's caller gave, or gave queries for.
 
-    Raises InvalidInputError (NON_FINITE) where what is read is not finite.
+    last: only so many last rows of it, and no more is read; 0 = all. Raises InvalidInputError (NON_FINITE) where what is
+    read is not finite.
     """
     if layer.attention is None:
         if layer.queries is None:
             raise TypeError("a layer without a source of importance passed its own check")
-        check_finite("queries", layer.queries, layer.plan.layer)
+        queries = layer.queries[:, -last:]
+        check_finite("queries", queries, layer.plan.layer)
         check_finite("keys", layer.keys, layer.plan.layer)
-        yield from blocks_of(layer.queries, layer.keys)
+        yield from blocks_of(queries, layer.keys)
         return
-    check_finite("attention", layer.attention, layer.plan.layer)
-    for head, given in enumerate(layer.attention):
+    rows = layer.attention[:, -last:]
+    check_finite("attention", rows, layer.plan.layer)
+    for head, given in enumerate(rows):
         yield head, 0, given.to(torch.float32)[None]

@@ -37,7 +37,8 @@ Array = Any
 """A numpy array, a torch tensor, or anything that speaks DLPack."""
 
 Raw = npt.NDArray[Any]
-Answer = Callable[[npt.NDArray[np.int32]], Any]
+Answer = Callable[[Raw], Any]
+"""What turns a numpy array of an answer into the caller's kind, on its device."""
 
 DTYPE_NAMES = {
     "float64": "f64",
@@ -176,17 +177,17 @@ def concatenated(arrays: Sequence[Any], axis: int) -> Any:
 
 
 def answer_like(example: Array) -> Answer:
-    """What turns int32 numpy indices into the caller's kind, on the example's device. Keeps no reference to the example."""
+    """The way to the example's kind, on its device. Keeps no reference to the example."""
     if isinstance(example, np.ndarray):
-        return lambda indices: indices
+        return _same
     if is_tensor(example):
         return _to_device(example.device)
     namespace = getattr(example, "__array_namespace__", None)
     from_dlpack = getattr(namespace(), "from_dlpack", None) if namespace is not None else None
     if example.__dlpack_device__()[0] in _DLPACK_HOST:
-        return from_dlpack if from_dlpack is not None else lambda indices: indices
+        return from_dlpack if from_dlpack is not None else _same
     device = _from_dlpack("keys", example).device
-    return lambda indices: (from_dlpack or _same)(_to_device(device)(indices))
+    return lambda array: (from_dlpack or _same)(_to_device(device)(array))
 
 
 def _strided(argument: str, tensor: Any) -> Any:
@@ -204,7 +205,7 @@ def _same(array: Any) -> Any:
 
 def _to_device(device: Any) -> Answer:
     torch = sys.modules["torch"]
-    return lambda indices: torch.from_numpy(indices).to(device)
+    return lambda array: torch.from_numpy(array).to(device)
 
 
 def _from_dlpack(argument: str, array: Any) -> Any:

@@ -25,7 +25,7 @@ __all__ = ["Call", "Selecting", "check_encoding", "selecting", "streaming"]
 
 
 class Call:
-    """One Select call.
+    """One Select call. With granularity "model" a prompt has one answer, that of layer 0, else one a layer.
 
     prompts: (n, pinned ranges) of each; form: what its layers look like; answers: the kind of array that the answer for
     (prompt, layer) is wanted in, which a stream adds to as layers come; sizes: the most bytes of each layer of each
@@ -48,7 +48,8 @@ class Call:
         self.request_id = os.urandom(16).hex()
         self._terms = terms
         self._prompts = prompts
-        self._layers = layers
+        self._kv_heads = form.shapes.kv_heads
+        self._answered_layers = 1 if terms.policy.granularity == "model" else layers
         self._preparation = preparation
         self._encoding = check_encoding(encoding)
         self._header: Header | None = Header(
@@ -64,6 +65,7 @@ class Call:
             total_bytes=sum(sizes),
             prompts=tuple(Prompt(tokens, pinned) for tokens, pinned in prompts),
             rope=terms.rope,
+            outputs=tuple(terms.outputs),
         )
         self._layer_by_layer = in_pieces or sum(sizes) > tensors.CHUNK_BYTES
         self._descriptors: list[Descriptor] = []  # of the message that is being filled, as are the next two
@@ -120,7 +122,8 @@ class Call:
 
         Raises InternalError where it is not the answer to this call.
         """
-        layers = [self._checked(messages.read_layer(layer)) for layer in response.layers]
+        policy = self._terms.policy
+        layers = [self._checked(messages.read_layer(layer, policy=policy)) for layer in response.layers]
         for selection in layers:
             self._selected[selection.prompt, selection.layer] = selection
         if response.HasField("summary"):
@@ -129,9 +132,10 @@ class Call:
 
     def close(self) -> None:
         """Says that no answer follows; raises InternalError unless all of it came: never an answer in part."""
-        missing = self._layers * len(self._prompts) - len(self._selected)
+        missing = self._answered_layers * len(self._prompts) - len(self._selected)
         if missing or self._summary is None:
-            what = f"{missing} layers" if missing else "its summary"
+            each = "prompts" if self._terms.policy.granularity == "model" else "layers"
+            what = f"{missing} {each}" if missing else "its summary"
             raise InternalError(f"the service ended its answer without {what}", request_id=self.request_id)
 
     def summary(self, *, seconds: Mapping[str, float]) -> Summary:
@@ -148,7 +152,7 @@ class Call:
     def selections(self, summary: Summary) -> list[Selection]:
         """One Selection a prompt, after `close`."""
         return [
-            Selection(tuple(self._selected[prompt, layer] for layer in range(self._layers)), summary)
+            Selection(tuple(self._selected[prompt, layer] for layer in range(self._answered_layers)), summary)
             for prompt in range(len(self._prompts))
         ]
 
@@ -161,9 +165,11 @@ class Call:
         return message
 
     def _checked(self, selection: LayerSelection) -> LayerSelection:
-        """The fence: for this call's prompt, length and policy, and not answered before."""
+        """In the caller's kind, past the fence: for this call's prompt, length, KV heads and policy, not answered before, and
+        with the outputs asked for, no other.
+        """
         place = (selection.prompt, selection.layer)
-        ours = 0 <= selection.prompt < len(self._prompts) and 0 <= selection.layer < self._layers
+        ours = 0 <= selection.prompt < len(self._prompts) and 0 <= selection.layer < self._answered_layers
         if not ours or place in self._selected or place not in self._answers:
             message = f"the service answered layer {selection.layer} of prompt {selection.prompt}, which was not asked for"
             raise InternalError(message, request_id=self.request_id)
@@ -174,9 +180,17 @@ class Call:
                 f"asked were {tokens} tokens and policy {fingerprint}"
             )
             raise InternalError(message, request_id=self.request_id)
+        if selection.granularity == "head" and len(selection.indices) != self._kv_heads:
+            message = f"the service answered for {len(selection.indices)} KV heads; asked was for {self._kv_heads}"
+            raise InternalError(message, request_id=self.request_id)
+        if set(selection.outputs) != set(self._terms.outputs):
+            given, asked = (", ".join(sorted(each)) or "nothing" for each in (selection.outputs, self._terms.outputs))
+            message = f"the service answered with {given} besides the tokens; asked was for {asked}"
+            raise InternalError(message, request_id=self.request_id)
         answer, indices = self._answers[place], selection.indices
         kind = [answer(row) for row in indices] if isinstance(indices, list) else answer(indices)
-        return replace(selection, indices=kind)
+        outputs = {name: answer(selection.outputs[name]) for name in self._terms.outputs}
+        return replace(selection, indices=kind, outputs=outputs)
 
 
 @dataclass(frozen=True, slots=True)

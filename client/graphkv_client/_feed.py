@@ -15,10 +15,10 @@ from graphkv_proto.tensors import TOKEN_AXIS
 from graphkv.terms.always_kept import Range
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import Reason, invalid
-from graphkv.terms.needs import check_graph_inputs, check_source, naming_values
+from graphkv.terms.needs import check_graph_inputs, check_source, naming_values, reads_attention
 from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
 from graphkv_client._arrays import Answer, answer_like, copied, is_tensor, recorded_event
-from graphkv_client._inputs import CallTerms, arrays_of, check_sources, check_terms, checked_pinned
+from graphkv_client._inputs import CallTerms, arrays_of, check_sources, checked_pinned
 from graphkv_client._pieces import Form, Part, Preparation, Work, wire_dtype
 from graphkv_client._preparation import preparation_for
 from graphkv_client.options import is_integer
@@ -116,7 +116,6 @@ class Feed:
     """
 
     def __init__(self, terms: CallTerms, *, layers: int, tokens: int | Sequence[int] | None, pinned: Any) -> None:
-        check_terms(terms)
         self.terms = terms
         self.layers = _positive("num_layers", layers)
         self.form: Form | None = None
@@ -256,8 +255,8 @@ class Feed:
             _check_alike(Form.of(put.arrays, put.shapes(layer.tokens)), self.form, complete=False)
             return None
         source = next((role for role in IMPORTANCE_ROLES if role in put.arrays), None)
-        needs = SCORERS[policy.scorer].needs
-        if source is None and (SCORERS[policy.scorer].reads_attention or any(role not in put.arrays for role in needs)):
+        needs = () if source == "scores" else SCORERS[policy.scorer].needs
+        if (source is None and reads_attention(policy)) or any(role not in put.arrays for role in needs):
             return None
         form = Form.of(put.arrays, put.shapes(layer.tokens))
         return replace(form, dtypes={**form.dtypes, "scores": "f32"}) if policy.scorer == "given" else form

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphkv.terms.always_kept import Range, check_pinned
 from graphkv.terms.errors import Reason, invalid
-from graphkv.terms.needs import check_graph_inputs, check_source, naming_values
+from graphkv.terms.needs import check_graph_inputs, check_outputs, check_source, naming_values
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.shapes import EXTRA_ROLES, IMPORTANCE_ROLES, Shapes
@@ -23,7 +23,6 @@ __all__ = [
     "PromptInputs",
     "arrays_of",
     "check_sources",
-    "check_terms",
     "checked_pinned",
     "layer_of",
     "prompts_of",
@@ -37,18 +36,31 @@ LAYOUTS = ("HND", "NHD")
 
 @dataclass(frozen=True, slots=True)
 class CallTerms:
-    """What holds for every layer of a call: how to choose, how keys were rotated, how arrays lie."""
+    """What holds for every layer of a call: how to choose, how keys were rotated, how arrays lie, what to answer besides.
+
+    `outputs` become each once, in the catalogue's order. Raises InvalidInputError naming the argument.
+    """
 
     policy: Policy
     rope: Rope | None = None
     layout: str = "HND"
+    outputs: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy):
+            raise invalid("policy", self.policy, "a Policy")
+        if self.rope is not None and not isinstance(self.rope, Rope):
+            raise invalid("rope", self.rope, "a Rope, or None")
+        if self.layout not in LAYOUTS:
+            raise invalid("layout", self.layout, "HND or NHD", reason=Reason.BAD_SHAPE)
+        object.__setattr__(self, "outputs", check_outputs(self.policy, self.outputs))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
     """One layer of one prompt: `arrays` by role, numpy or torch, heads first, of the caller's memory; checked.
 
-    `shapes` are one layer's; `answer` turns int32 indices into the caller's kind on its device. `ready`: the CUDA event
+    `shapes` are one layer's; `answer` turns a numpy array into the caller's kind on its device. `ready`: the CUDA event
     after which the arrays may be read, None where they are not on such a device.
     """
 
@@ -81,22 +93,11 @@ class PromptInputs:
         return self.layers[0].shapes.tokens
 
 
-def check_terms(terms: CallTerms) -> None:
-    """Raises InvalidInputError where the policy, the rope or the layout is none."""
-    if not isinstance(terms.policy, Policy):
-        raise invalid("policy", terms.policy, "a Policy")
-    if terms.rope is not None and not isinstance(terms.rope, Rope):
-        raise invalid("rope", terms.rope, "a Rope, or None")
-    if terms.layout not in LAYOUTS:
-        raise invalid("layout", terms.layout, "HND or NHD", reason=Reason.BAD_SHAPE)
-
-
 def prompts_of(given: Mapping[str, Any], *, terms: CallTerms, pinned: Any) -> tuple[list[PromptInputs], bool]:
     """The prompts of a call, and whether it was a batch (a list of prompts).
 
     `given`: every argument by its role, None where left out. Raises InvalidInputError naming the argument.
     """
-    check_terms(terms)
     batched = _is_batch(given["keys"])
     if not batched:
         prompts = [_prompt(given, terms, pinned)]

@@ -1,12 +1,14 @@
 """How layers become what is sent: as they were given (numpy), or scored and narrowed where they are (torch).
 
 `Whole` is the way of a caller without torch, and here; `_prescore.Prescore` is the other, imported when a tensor came.
+Where a layer's budget depends on all layers ("cake") nothing can be narrowed: then tensors go whole too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from graphkv.terms.always_kept import Range
+from graphkv.terms.catalogue import SCORERS
 from graphkv_client._inputs import CallTerms
 from graphkv_client._pieces import Form, Piece, Preparation
 
@@ -28,11 +30,13 @@ class Whole:
         return sum(form.whole_bytes(role, self._tokens[prompt]) for role in self.ahead(form.dtypes, prompt, layer))
 
     def ahead(self, given: Collection[str], prompt: int, layer: int) -> tuple[str, ...]:
-        """All roles, but not the keys where neither the scorer nor the graph reads them."""
-        graph = self._terms.policy.graph
+        """All roles, but not the keys where neither the attention, the scorer nor the graph reads them."""
+        policy = self._terms.policy
+        scorer, graph = SCORERS[policy.scorer], policy.graph
         compared = graph is not None and graph.propagates and "similarity_keys" not in given
-        scored = "attention" not in given and "scores" not in given
-        return tuple(role for role in given if role != "keys" or compared or scored)
+        attended = "attention" in given and scorer.reads_attention
+        scored = scorer.reads_keys and not attended and "scores" not in given
+        return tuple(role for role in given if role != "keys" or compared or scored or "queries" in given)
 
     def pieces(self, arrays: Mapping[str, Any], prompt: int, layer: int) -> list[Piece]:
         """Nothing."""
@@ -48,7 +52,7 @@ def preparation_for(
     caller_scores: bool,
 ) -> Preparation:
     """The way for prompts of these (n, pinned ranges): `on_torch` says that their keys are torch tensors."""
-    if not on_torch:
+    if not on_torch or terms.policy.budget_allocation == "cake":
         return Whole(terms, [tokens for tokens, _ in prompts])
     from graphkv_client._prescore import Prescore
 

@@ -1,7 +1,8 @@
 """Scores torch tensors where they are, and copies to the host only what the service needs: the candidates.
 
 A door: `graphkv.algorithm` and torch are imported when a tensor came, never before. What it gives does not grow with the
-prompt (but for policies without candidates, which compare all keys). Knows no message and no socket.
+prompt, but for policies without candidates, which compare all keys, and by the scores where the answer depends on all of
+them. Knows no message and no socket.
 """
 
 import time
@@ -43,37 +44,49 @@ class Prescore:
         self._layer = layer.Layer
         self._rope = terms.rope
         self._plans = [
-            budgets.plan_layers(terms.policy, num_tokens=tokens, num_layers=layers, pinned=pinned, caller_scores=caller_scores)
+            budgets.plan_layers(
+                terms.policy,
+                num_tokens=tokens,
+                num_layers=layers,
+                pinned=pinned,
+                caller_scores=caller_scores,
+                outputs=terms.outputs,
+            )
             for tokens, pinned in prompts
         ]
         self.seconds: dict[str, float] = {"prescore": 0.0}
 
     def layer_bytes(self, form: Form, prompt: int, layer: int) -> int:
-        """The bytes of this layer's candidates; of all keys and scores where the policy has no candidates."""
+        """The bytes of this layer's candidates and of all its scores, as far as they are needed; and of all keys where the
+        graph compares all.
+        """
         plan = self._plans[prompt][layer]
         heads, tokens = form.shapes.kv_heads, plan.num_tokens
         if plan.candidates is None:
             ahead = self.ahead(form.dtypes, prompt, layer)
             return sum(form.whole_bytes(role, tokens) for role in ahead) + heads * tokens * item_size("f32")
         width = plan.candidate_width
-        row = width * (item_size("i32") + item_size("f32")) + 3 * item_size("f64")
-        if plan.needs_keys and "similarity_keys" in form.dtypes:
+        row = width * item_size("i32")
+        row += tokens * item_size("f32") if plan.needs_all_scores else width * item_size("f32") + 3 * item_size("f64")
+        similar = plan.needs_keys and "similarity_keys" in form.dtypes
+        if similar:
             row += width * form.extra * item_size(form.dtypes["similarity_keys"])
         elif plan.needs_keys:
             row += width * form.shapes.head_dim * item_size(form.dtypes["keys"])
-        row += width * item_size("i64") if "positions" in form.dtypes else 0
+        row += width * item_size("i64") if "positions" in form.dtypes and not similar else 0
         return heads * row
 
     def ahead(self, given: Collection[str], prompt: int, layer: int) -> tuple[str, ...]:
-        """Nothing where candidates are chosen, which takes the whole layer; else what the graph compares."""
-        if self._plans[prompt][layer].candidates is not None:
+        """Nothing where candidates are chosen, which takes the whole layer; else what the graph compares, if it does."""
+        plan = self._plans[prompt][layer]
+        if plan.candidates is not None:
             return ()
-        if "similarity_keys" in given:  # they stand in for the keys, and are unrotated already
-            return ("similarity_keys",)
-        return tuple(role for role in ("keys", "positions") if role in given)
+        if "similarity_keys" in given:  # unrotated already; without them the policy would need a rope, read or not
+            return ("similarity_keys",) if plan.policy.needs_rope else ()
+        return tuple(role for role in ("keys", "positions") if role in given) if plan.needs_keys else ()
 
     def pieces(self, arrays: Mapping[str, Any], prompt: int, layer: int) -> list[Piece]:
-        """The layer's candidates, or its scores where all keys are compared (never attention: it is twice the keys).
+        """The layer's candidates, or its scores where there are none to choose (never attention: it is twice the keys).
 
         Raises InvalidInputError where a number that is read is not finite.
         """
@@ -95,13 +108,18 @@ class Prescore:
 
 
 def _narrowed(found: Any) -> list[Piece]:
-    """The candidates' tensors; none that is empty (where nothing competes, the facts alone say so)."""
+    """The candidates' tensors; none that is empty (where nothing competes, the facts alone say so).
+
+    Where the answer depends on all scores, they are those of all tokens, and the facts follow from them.
+    """
+    every = found.all_scores
     tensors = {
-        "candidate_ids": found.ids,
-        "scores": found.scores,
-        "row_facts": found.facts,
+        "candidate_ids": found.ids,  # first: they tell the form
+        "scores": found.scores if every is None else every,
+        "row_facts": found.facts if every is None else None,
         "keys": found.keys,
         "similarity_keys": found.similarity_keys,
         "positions": found.positions,
     }
-    return [piece_of(role, tensor, ranged=False) for role, tensor in tensors.items() if tensor is not None and tensor.numel()]
+    given = {role: tensor for role, tensor in tensors.items() if tensor is not None and tensor.numel()}
+    return [piece_of(role, tensor, ranged=tensor is every) for role, tensor in given.items()]

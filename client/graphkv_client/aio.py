@@ -78,6 +78,7 @@ class AsyncCompressClient:
         pinned: Any = None,
         rope: Rope | None = None,
         layout: str = "HND",
+        outputs: Sequence[str] = (),
         encoding: str = "auto",
         timeout: float | None = None,  # noqa: ASYNC109  # the service has to know the deadline too
     ) -> Selection | list[Selection]:
@@ -95,7 +96,7 @@ class AsyncCompressClient:
             "positions": positions,
         }
         limit = self._limit(timeout)
-        plan = selecting(given, terms=CallTerms(policy, rope, layout), pinned=pinned, encoding=encoding)
+        plan = selecting(given, terms=CallTerms(policy, rope, layout, outputs), pinned=pinned, encoding=encoding)
         exchange = Exchange(plan.call)
         try:
             async for response in exchange.start(self._method(service.SELECT), off_loop(plan.requests()), limit):
@@ -118,13 +119,14 @@ class AsyncCompressClient:
         pinned: Any = None,
         rope: Rope | None = None,
         layout: str = "HND",
+        outputs: Sequence[str] = (),
         encoding: str = "auto",
         timeout: float | None = None,
     ) -> AsyncLayerStream:
         """A stream of layers, for a prefill that is still running. Arguments and errors: `CompressClient.stream`."""
         limit = self._limit(timeout)
         check_encoding(encoding)
-        feed = Feed(CallTerms(policy, rope, layout), layers=num_layers, tokens=num_tokens, pinned=pinned)
+        feed = Feed(CallTerms(policy, rope, layout, outputs), layers=num_layers, tokens=num_tokens, pinned=pinned)
         return AsyncLayerStream(self._method(service.SELECT), feed, encoding, limit, self._options.max_buffered_bytes)
 
     async def capabilities(self, *, timeout: float | None = None) -> Capabilities:  # noqa: ASYNC109  # as above

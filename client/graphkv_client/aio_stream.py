@@ -110,7 +110,7 @@ class AsyncLayerStream:
         async for selection in stream:
             selection.layer, selection.indices
     ```
-    Ownership, leaving and failing: as `LayerStream` says, with tasks in the place of threads.
+    Ownership, policies that need all layers, leaving and failing: as `LayerStream` says, with tasks in the place of threads.
     """
 
     def __init__(self, method: Any, feed: Feed, encoding: str, timeout: float, max_buffered_bytes: int) -> None:

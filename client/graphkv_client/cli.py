@@ -141,7 +141,21 @@ def _policy(option: str, name: str, budget: str) -> Policy:
     policy = Policy.from_dict({"budget": wanted, **fields})
     if policy.scorer == "given" or SCORERS[policy.scorer].needs:
         raise _CommandError(f"{option} {name}: the scorer {policy.scorer} needs more than the keys and queries of a prefill")
+    _check_shown(f"{option} {name}", policy)
     return policy
+
+
+def _check_shown(which: str, policy: Policy) -> None:
+    """The page has a row for each KV head, which chooses for itself."""
+    wrong = {
+        "granularity": policy.granularity != "head",
+        "page_size": policy.page_size is not None,
+        "budget_allocation": policy.budget_allocation in ("cake", "adaptive_heads"),
+    }
+    for field, refused in wrong.items():
+        if refused:
+            allowed = "the page shows KV heads that each choose a layer's number of tokens for themselves"
+            raise _CommandError(f"{which}: {field} {getattr(policy, field)} cannot be shown: {allowed}")
 
 
 def _check(given: argparse.Namespace) -> None:

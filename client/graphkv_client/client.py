@@ -80,6 +80,7 @@ class CompressClient:
         pinned: Any = None,
         rope: Rope | None = None,
         layout: str = "HND",
+        outputs: Sequence[str] = (),
         encoding: str = "auto",
         timeout: float | None = None,
     ) -> Selection | list[Selection]:
@@ -101,16 +102,22 @@ class CompressClient:
             pinned: ranges (start, stop) of tokens that are always kept.
             rope: how the keys were rotated; needed by similarity "pre_rope".
             layout: "HND", or "NHD" where keys and similarity_keys are [L, n, Hkv, d] and queries [L, w, Hq, d].
+            outputs: what each layer's answer shall hold besides the tokens, names of `graphkv.terms.catalogue.OUTPUTS`; they
+                are in `LayerSelection.outputs`. Where heads share an answer, arrays have no axis of KV heads and the rows of
+                "dropped_ranges" and "moves" name head 0; decay_factors and choice_order are each head's own.
             encoding: how numbers are written: "exact", or "auto", which is exact.
             timeout: seconds, the client's where left out.
 
         Returns:
-            A Selection; its indices are int32 [Hkv, B], ascending, of the caller's kind and on its device. Torch tensors
-            are scored where they are and only the candidates travel; of numpy arrays everything does. The answer is the
-            same.
+            A Selection; its arrays are of the caller's kind and on its device, its indices int32 and ascending: [Hkv, B] in
+            each layer, or a list of Hkv arrays where heads keep different numbers (budget_allocation "adaptive_heads",
+            scores of -inf); [B] with granularity "layer"; [B] and one answer for all layers with "model". They are ids of
+            pages where the policy has a page_size. Torch tensors are scored where they are and what travels are the
+            candidates, and all scores where the answer depends on them; of numpy arrays, and with budget_allocation "cake"
+            of any, everything travels. The answer is the same.
 
         Raises:
-            InvalidInputError: the arguments are wrong; it names the one.
+            InvalidInputError: the arguments are wrong, or the policy cannot give an output; it names the argument.
             OverloadedError, UnavailableError, DeadlineError, AccessError, InternalError: see `graphkv.terms.errors`.
         """
         started = time.monotonic()
@@ -126,7 +133,7 @@ class CompressClient:
             "positions": positions,
         }
         limit = self._limit(timeout)
-        plan = selecting(given, terms=CallTerms(policy, rope, layout), pinned=pinned, encoding=encoding)
+        plan = selecting(given, terms=CallTerms(policy, rope, layout, outputs), pinned=pinned, encoding=encoding)
         exchange = Exchange(plan.call)
         try:
             for response in exchange.start(self._select, plan.requests(), limit):
@@ -150,10 +157,14 @@ class CompressClient:
         pinned: Any = None,
         rope: Rope | None = None,
         layout: str = "HND",
+        outputs: Sequence[str] = (),
         encoding: str = "auto",
         timeout: float | None = None,
     ) -> LayerStream:
         """A stream of layers, for a prefill that is still running. See LayerStream.
+
+        With granularity "model" or budget_allocation "cake" (`policy.needs_all_layers`) no layer of a prompt is answered
+        before all of them were put; "model" then gives one answer a prompt, of layer 0.
 
         Args:
             num_layers: L.
@@ -163,15 +174,16 @@ class CompressClient:
             pinned: ranges of tokens that are always kept; a list of such lists for a batch.
             rope: as in `select`.
             layout: as in `select`.
+            outputs: as in `select`.
             encoding: as in `select`.
             timeout: seconds from entering the block to the last answer, so it covers the prefill.
 
         Raises:
-            InvalidInputError: an argument is wrong.
+            InvalidInputError: an argument is wrong, or the policy cannot give an output.
         """
         limit = self._limit(timeout)
         check_encoding(encoding)
-        feed = Feed(CallTerms(policy, rope, layout), layers=num_layers, tokens=num_tokens, pinned=pinned)
+        feed = Feed(CallTerms(policy, rope, layout, outputs), layers=num_layers, tokens=num_tokens, pinned=pinned)
         size = self._options.max_buffered_bytes
         return LayerStream(self._select, feed, encoding, limit, size, client_closed=lambda: self._closed)
 

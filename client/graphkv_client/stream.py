@@ -96,6 +96,9 @@ class LayerStream:
     ```
     **Ownership.** An array given to `put` must stay unchanged until its layer's selection arrives, unless `copy=True`.
     For CUDA tensors, work already queued on the current stream at `put` is waited for.
+    **Policies that need all layers** (`policy.needs_all_layers`: granularity "model", budget_allocation "cake") answer
+    nothing of a prompt before its last layer was put: iterating meanwhile waits, and arrays put without `copy=True` must
+    stay unchanged until then. With "model" there is one selection a prompt, that of layer 0.
     **Leaving** the block ends the call: with answers still to come, it is cancelled. Iterating in the thread that puts,
     before every layer was put, raises InvalidInputError (INCOMPLETE); another thread may iterate meanwhile. A stream never
     answers in part: whatever goes wrong is raised instead of the next layer.

@@ -2,7 +2,8 @@
 
 Two limits: calls open, and tensor bytes for which room is taken. A call whose largest layer can never fit is refused at
 its header; a call that is larger as a whole flows through, layer after layer. Against deadlock a call never holds room
-for an unfinished layer while it waits for more: then it gets it at once or is refused. A call without one waits its turn,
+for an unfinished layer while it waits for more: then it gets it at once or is refused; one that needs all its layers
+takes room for them together. A call without one waits its turn,
 oldest first, no longer than its deadline and the queue timeout. Layers that wait for the engine or for their answer to be
 sent do not count as unfinished: they end by themselves. Who is silent on an unfinished one makes way for those who wait
 (see `Reservation.patience`).
@@ -104,9 +105,9 @@ class Reservation:
         """Set as long as others wait for room."""
         return self._admission.contended
 
-    def check_fits(self, argument: str, size: int) -> None:
-        """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer can never be held here."""
-        self._admission.check_fits(argument, size)
+    def check_fits(self, argument: str, size: int, what: str = "") -> None:
+        """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer, or `what` says of what, can never be held."""
+        self._admission.check_fits(argument, size, what)
 
     def scarce(self, size: int) -> bool:
         """Whether room for `size` bytes would have to be waited for."""
@@ -182,12 +183,13 @@ class Admission:
         self._idle.clear()
         return Reservation(self, deadline)
 
-    def check_fits(self, argument: str, size: int) -> None:
-        """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer can never be held here."""
+    def check_fits(self, argument: str, size: int, what: str = "") -> None:
+        """Raises InvalidInputError (TOO_LARGE) where `size` bytes of one layer, or `what` says of what, can never be held."""
         if size > self._max_bytes:
             self._metrics.rejections_total.labels(reason=Reason.TOO_LARGE.value).inc()
             allowed = f"at most {self._max_bytes}, the tensor bytes this replica can hold"
-            raise invalid(argument, size, allowed, reason=Reason.TOO_LARGE)
+            given = f"{size} {what}" if what else size
+            raise invalid(argument, given, allowed, reason=Reason.TOO_LARGE)
 
     async def idle(self) -> None:
         """Returns when no call is open."""

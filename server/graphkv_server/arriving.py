@@ -7,6 +7,7 @@ old content is never read. Knows no message order, no checksum and no waiting (t
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from graphkv.candidates import Candidates
 from graphkv.layer import Layer
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import InvalidInputError, Reason, unknown_name
-from graphkv.terms.needs import query_rows
+from graphkv.terms.needs import query_rows, reads_attention
 from graphkv.terms.rope import Rope
 from graphkv.terms.shapes import EXTRA_ROLES, IMPORTANCE_ROLES, Shapes
 from graphkv_server.admission import Lease
 from graphkv_server.buffers import Bytes
+from graphkv_server.engine.work import Scored, Work
 
 __all__ = ["ArrivingLayer", "Piece", "empty_layer", "misplaced"]
 
@@ -135,6 +137,8 @@ class ArrivingLayer:
         self._largest = largest
         self._rope = rope
         self._narrowed: bool | None = None
+        self._scored = plan.allocated and plan.needs_all_scores and plan.candidates is not None
+        self._whole_only = not plan.allocated or (plan.needs_all_scores and plan.candidates is None)
         self._tensors: dict[str, Tensor] = {}
         self._memory: Bytes | None = None
         self._used = 0
@@ -178,9 +182,12 @@ class ArrivingLayer:
         absent = self._absent()
         return f"{absent} of {self.where} did not come" if absent else None
 
-    def build(self) -> Layer | Candidates:
-        """The layer for the algorithm, on the buffer's memory. Raises InvalidInputError where its tensors do not fit."""
+    def build(self) -> Work:
+        """The layer for the engine, on the buffer's memory. Raises InvalidInputError where its tensors do not fit."""
         given = {role: tensor.as_torch() for role, tensor in self._tensors.items()}
+        if self._narrowed and self._scored:
+            ids, scores = given.pop("candidate_ids"), given.pop("scores")
+            return Scored(self.plan, scores, ids, rope=self._rope, **given)
         if self._narrowed:
             # W is 0 where these did not come, else they are needed.
             empty = torch.empty((self._shapes.kv_heads, self.plan.candidate_width))
@@ -200,29 +207,48 @@ class ArrivingLayer:
         return Layer(self.plan, rope=self._rope, **given)
 
     def _check_form(self, descriptor: Descriptor) -> None:
-        """Whole or narrowed, by the first tensor: the narrowed form has slots in the place of tokens, so no count."""
-        role = descriptor.role
+        """Whole or narrowed, by the first tensor that can only be of one: the narrowed form has slots in the place of tokens,
+        so no count; but for the scores of all tokens, which are alike in both.
+        """
+        role, refuse = descriptor.role, functools.partial(self._refuse, "descriptor.role", descriptor.role)
         narrowed = role in ("candidate_ids", "row_facts") or (role in _RANGED and descriptor.count == 0)
-        if self._narrowed is None:
+        if self._scored and role == "row_facts":
+            refuse("given", "left out: they follow from the scores of all tokens", Reason.BAD_LAYOUT)
+        if self._scored and role == "scores":
+            if not descriptor.count:
+                allowed = f"[Hkv, {self._shapes.tokens}], or a range of it: the answer depends on the scores of all tokens"
+                self._refuse("descriptor.dims", role, list(descriptor.dims), allowed, Reason.BAD_SHAPE)
+        elif self._whole_only and narrowed:
+            reason = "needs the scores of all tokens" if self.plan.allocated else "takes candidates when all layers are there"
+            refuse("of the narrowed form", f"one of the whole form: this policy {reason}", Reason.BAD_LAYOUT)
+        elif self._narrowed is None:
             self._narrowed = narrowed
-        if self._narrowed != narrowed or role not in (_NARROWED_ROLES if narrowed else _WHOLE_ROLES):
+        ambiguous = self._scored and role == "scores"
+        if (not ambiguous and self._narrowed != narrowed) or role not in (_NARROWED_ROLES if narrowed else _WHOLE_ROLES):
             form = "narrowed" if self._narrowed else "whole"
             allowed = f"one of the {form} form, as what came before"
-            self._refuse(
-                "descriptor.role", role, f"of the {'narrowed' if narrowed else 'whole'} form", allowed, Reason.BAD_LAYOUT
-            )
+            refuse(f"of the {'narrowed' if narrowed else 'whole'} form", allowed, Reason.BAD_LAYOUT)
+        self._check_source(role)
+
+    def _check_source(self, role: str) -> None:
+        """One source of importance, and the one that the header and the policy speak of."""
+        refuse = functools.partial(self._refuse, "descriptor.role", role)
         if self.plan.caller_scores and role in ("queries", "attention"):
-            self._refuse(
-                "descriptor.role", role, "given", "left out: the header says that scores are the caller's", Reason.BAD_SHAPE
-            )
+            refuse("given", "left out: the header says that scores are the caller's", Reason.BAD_SHAPE)
+        if role == "scores" and self.plan.policy.budget_allocation == "cake":
+            refuse("given", "left out: the budgets come from queries or attention", Reason.BAD_SHAPE)
         if role in IMPORTANCE_ROLES and not self._narrowed:
             others = [other for other in IMPORTANCE_ROLES if other in self._tensors and other != role]
             if others:
-                self._refuse("descriptor.role", role, "given", f"left out where {others[0]} came", Reason.BAD_SHAPE)
+                refuse("given", f"left out where {others[0]} came", Reason.BAD_SHAPE)
+
+    def _by_token(self, role: str) -> bool:
+        """Whether a role has an entry a token here, and so may come in ranges."""
+        return role in _RANGED and (not self._narrowed or (self._scored and role == "scores"))
 
     def _token_range(self, descriptor: Descriptor) -> tuple[int, int]:
         """The tokens it covers; the whole axis for what has no ranges."""
-        if self._narrowed or descriptor.role not in _RANGED:
+        if not self._by_token(descriptor.role):
             if descriptor.start or descriptor.count:
                 self._refuse(
                     "descriptor.count", descriptor.role, descriptor.count, "0: it is no range of tokens", Reason.BAD_LAYOUT
@@ -239,7 +265,7 @@ class ArrivingLayer:
         role, given = descriptor.role, tuple(descriptor.dims)
         if descriptor.layout == "NHD" and len(given) == 3:
             given = (given[1], given[0], given[2])
-        if not self._narrowed:
+        if not self._narrowed or self._by_token(role):
             axis = 0 if role == "positions" and len(given) == 1 else 2 if role == "attention" else 1
             if role in _RANGED and len(given) > axis and given[axis] == count:
                 given = (*given[:axis], self._shapes.tokens, *given[axis + 1 :])
@@ -281,23 +307,25 @@ class ArrivingLayer:
         """The first role that is needed and was not described; None where the layer has all it needs."""
         given = self._tensors
         if self._narrowed:
-            needed = ["row_facts", *(["candidate_ids", "scores"] if self.plan.candidate_width else [])]
+            needed = [] if self._scored else ["row_facts"]
+            needed += ["candidate_ids", "scores"] if self.plan.candidate_width else []
             if self.plan.needs_keys and "similarity_keys" not in given and self.plan.candidate_width:
                 needed.append("keys")
             return next((role for role in needed if role not in given), None)
-        terms = SCORERS[self.plan.policy.scorer]
+        policy, terms = self.plan.policy, SCORERS[self.plan.policy.scorer]
         source = next((role for role in IMPORTANCE_ROLES if role in given), None)
-        if source is None and (self.plan.caller_scores or self.plan.policy.scorer == "given"):
+        if source is None and (self.plan.caller_scores or policy.scorer == "given"):
             return "scores"
-        if source is None and terms.reads_attention:
+        if source is None and reads_attention(policy):
             return "queries"
-        if source is None:
+        if source != "scores":
             lacking = next((role for role in terms.needs if role not in given), None)
             if lacking is not None:
                 return lacking
-        scorer_reads_keys = source == "queries" or (source is None and terms.reads_keys)
+        scorer_reads_keys = source != "scores" and terms.reads_keys and not terms.reads_attention
         graph_reads_keys = self.plan.needs_keys and "similarity_keys" not in given
-        return "keys" if "keys" not in given and (scorer_reads_keys or graph_reads_keys) else None
+        read = source == "queries" or scorer_reads_keys or graph_reads_keys
+        return "keys" if read and "keys" not in given else None
 
     def _refuse(self, argument: str, role: str, given: object, allowed: str, reason: Reason) -> None:
         raise misplaced(argument, f"{role} of {self.where}", given, allowed, reason=reason)

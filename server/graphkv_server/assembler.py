@@ -5,7 +5,9 @@ the engine the moment it is whole, while later ones still arrive. Only `End` say
 was killed looks like one that finished. Knows protobuf messages but no gRPC, so that tests and fuzzers can drive it.
 
 A caller describes all tensors of a layer before the last byte of those that are needed: a layer is whole, and leaves, at
-the end of the message after which nothing described or needed is missing.
+the end of the message after which nothing described or needed is missing. Where the policy needs all layers of a prompt
+they wait for each other in the engine's job, so room for all of the call is taken before the first comes: no two calls can
+hold what the other waits for.
 """
 
 from typing import Any, Protocol
@@ -14,13 +16,13 @@ from graphkv_proto import messages, tensors
 from graphkv_proto.messages import Descriptor, End, Header
 
 from graphkv.budgets import LayerPlan, plan_layers
-from graphkv.candidates import Candidates
-from graphkv.layer import Layer
 from graphkv.terms.errors import InvalidInputError, Reason, UnavailableError, invalid
-from graphkv.terms.needs import query_rows
+from graphkv.terms.needs import check_source, query_rows
 from graphkv.terms.shapes import Shapes
 from graphkv_server.admission import Lease, Reservation
 from graphkv_server.arriving import ArrivingLayer, Piece, empty_layer, misplaced
+from graphkv_server.engine.work import Work
+from graphkv_server.rooms import working_bytes
 
 __all__ = ["MAX_DESCRIPTORS", "MAX_LAYERS", "MAX_OPEN_LAYERS", "MAX_PINNED", "Assembler", "Sink"]
 
@@ -32,8 +34,6 @@ MAX_OPEN_LAYERS = 2**12
 """Layers of a call that are described and not whole yet. A prefill in chunks has all layers of a model open at once."""
 MAX_PINNED = 2**20
 """Pinned ranges of all prompts together, times the layers that are planned with them."""
-_KEPT_TOKEN_BYTES = 8
-"""What one kept token of one KV head takes while an answer is made and written: its index, twice."""
 
 Place = tuple[int, int]
 """(prompt, layer)."""
@@ -42,8 +42,8 @@ Place = tuple[int, int]
 class Sink(Protocol):
     """Where whole layers go: the engine's job."""
 
-    def submit(self, work: Layer | Candidates, lease: Lease, *, prompt: int, size: int) -> None:
-        """Takes a layer and, with it, the duty to give its lease back."""
+    def submit(self, work: Work, lease: Lease, *, prompt: int, size: int, layers: int) -> None:
+        """Takes a layer and, with it, the duty to give its lease back; it is answered when `layers` of its prompt are here."""
         ...
 
     def finish(self) -> None:
@@ -65,12 +65,16 @@ class Assembler:
             self._shapes.append(shapes)
             self._plans.append(plans)
             self._room.append(self._room_for(place, shapes, plans))
+        self._needs_all = header.policy.needs_all_layers
+        if self._needs_all:
+            reservation.check_fits("total_bytes", header.layers * sum(self._room), "for all layers of the call at once")
         self._open: dict[Place, ArrivingLayer] = {}
         self._left: set[Place] = set()  # layers that went to the sink
         self._pieces: dict[int, Piece] = {}  # of open layers
         self._descriptors: dict[int, Place] = {}  # of all layers so far
         self._described = 0  # bytes
         self._ahead: Lease | None = None  # room for the next layer
+        self._reserved: dict[Place, Lease] | None = None  # room for all that have not come, where they are needed together
         self._crc = 0
         self._ended = False
         self.received = 0  # bytes in chunks
@@ -86,7 +90,12 @@ class Assembler:
         A call that waits so holds no message. Where there is room none is taken yet: it may be long until the layer comes.
         """
         more = not self._ended and len(self._left) < self._header.layers * len(self._plans)
-        if more and not self._open and self._ahead is None and self._reservation.scarce(max(self._room)):
+        if not more or self._open:
+            return
+        if self._needs_all:
+            if self._reserved is None and self._reservation.scarce(self._header.layers * sum(self._room)):
+                await self._reserve()
+        elif self._ahead is None and self._reservation.scarce(max(self._room)):
             (self._ahead,) = await self._reservation.lease(max(self._room))
 
     async def take(self, message: Any) -> None:
@@ -140,8 +149,15 @@ class Assembler:
 
     def _planned(self, tokens: int, pinned: Any) -> tuple[Shapes, tuple[LayerPlan, ...]]:
         header = self._header
+        if header.caller_scores:  # which not every policy takes
+            check_source(header.policy, ["scores"], rows=0, num_tokens=tokens)
         plans = plan_layers(
-            header.policy, num_tokens=tokens, num_layers=header.layers, pinned=pinned, caller_scores=header.caller_scores
+            header.policy,
+            num_tokens=tokens,
+            num_layers=header.layers,
+            pinned=pinned,
+            caller_scores=header.caller_scores,
+            outputs=header.outputs,
         )
         heads = header.query_heads
         rows = query_rows(header.policy, tokens) or 0 if heads else 0
@@ -150,10 +166,9 @@ class Assembler:
     def _room_for(self, place: int, shapes: Shapes, plans: tuple[LayerPlan, ...]) -> int:
         """Bytes to lease for a layer: its tensors, or what choosing and answering takes where that is more.
 
-        That is so with few candidates of a long prompt, and with a prompt that is kept whole.
+        That is so with few candidates of a long prompt, with a prompt that is kept whole, and with outputs.
         """
-        kept = min(shapes.tokens, max(plan.budget for plan in plans))
-        choosing = shapes.kv_heads * max(shapes.tokens, _KEPT_TOKEN_BYTES * kept)
+        choosing = working_bytes(plans, shapes.kv_heads)
         self._reservation.check_fits(f"prompts[{place}].tokens", choosing)
         return max(self._header.largest_layer_bytes, choosing)
 
@@ -187,17 +202,32 @@ class Assembler:
         if len(self._open) + len(fresh) > MAX_OPEN_LAYERS:
             given, allowed = f"layers {len(self._open) + len(fresh)}", f"at most {MAX_OPEN_LAYERS} that are not whole yet"
             raise misplaced("descriptor.layer", "the request", given, allowed, reason=Reason.TOO_LARGE)
-        leases = [self._ahead] if fresh and self._ahead is not None else []
-        if len(leases) < len(fresh):
-            leases += await self._reservation.lease(*(self._room[prompt] for prompt, _ in fresh[len(leases) :]))
-        if leases:
-            self._ahead = None
-        for place, lease in zip(fresh, leases, strict=True):
+        for place, lease in zip(fresh, await self._leases(fresh), strict=True):
             self._open[place] = self._layer(place, lease)
         for descriptor in descriptors:
             layer = self._open[descriptor.prompt, descriptor.layer]
             self._pieces[descriptor.id] = layer.describe(descriptor)
             layer.pieces.append(descriptor.id)
+
+    async def _leases(self, places: list[Place]) -> list[Lease]:
+        """Room for these layers, all of it or none; may wait for it, or for that of the whole call."""
+        if not places:
+            return []
+        if self._needs_all:
+            reserved = self._reserved if self._reserved is not None else await self._reserve()
+            return [reserved.pop(place) for place in places]
+        leases = [] if self._ahead is None else [self._ahead]
+        if len(leases) < len(places):
+            leases += await self._reservation.lease(*(self._room[prompt] for prompt, _ in places[len(leases) :]))
+        self._ahead = None
+        return leases
+
+    async def _reserve(self) -> dict[Place, Lease]:
+        """Room for every layer of every prompt of the call."""
+        places = [(prompt, plan.layer) for prompt, plans in enumerate(self._plans) for plan in plans]
+        leases = await self._reservation.lease(*(self._room[prompt] for prompt, _ in places))
+        self._reserved = dict(zip(places, leases, strict=True))
+        return self._reserved
 
     def _layer(self, place: Place, lease: Lease) -> ArrivingLayer:
         prompt, index = place
@@ -227,8 +257,11 @@ class Assembler:
         self._left.add(place)
         for number in layer.pieces:
             del self._pieces[number]
-        layer.lease.finished()
-        self._sink.submit(work, layer.lease, prompt=layer.prompt, size=layer.size)
+        self._submit(work, layer.lease, layer.prompt, layer.size)
+
+    def _submit(self, work: Work, lease: Lease, prompt: int, size: int) -> None:
+        lease.finished()
+        self._sink.submit(work, lease, prompt=prompt, size=size, layers=self._header.layers if self._needs_all else 1)
 
     async def _end(self, end: End) -> None:
         missing = self._first_missing()
@@ -244,15 +277,14 @@ class Assembler:
             message = f"the checksum of the request is {self._crc:#010x}, sent was {end.crc32c:#010x}: bytes changed on the way"
             raise UnavailableError(message, reason=Reason.CHECKSUM, argument="end.crc32c")
         self._ended = True
-        if self._ahead is not None:
-            self._ahead.give_back()
         for prompt, plans in enumerate(self._plans):
             for plan in plans:
                 if (prompt, plan.layer) not in self._left:  # kept whole, so nothing had to come
-                    (lease,) = await self._reservation.lease(self._room[prompt])
-                    lease.finished()
+                    (lease,) = await self._leases([(prompt, plan.layer)])
                     self._left.add((prompt, plan.layer))
-                    self._sink.submit(empty_layer(plan, self._shapes[prompt]), lease, prompt=prompt, size=0)
+                    self._submit(empty_layer(plan, self._shapes[prompt]), lease, prompt, 0)
+        if self._ahead is not None:
+            self._ahead.give_back()
 
     def _first_missing(self) -> str:
         """What is missing, in words, ready to follow a sentence; empty where nothing is."""

@@ -139,7 +139,8 @@ class ServerConfig:
     max_bytes_in_flight: int = field(default=2**30, metadata=_about(
         _size, "at least 1 MiB; a number of bytes, or with KiB, MiB, GiB",
         "Tensor bytes held at once for all callers together. A call whose largest layer is bigger is refused at its "
-        "header; a call that is bigger as a whole flows through.", group="Limits", least=2**20, shown="1GiB",
+        "header; a call that is bigger as a whole flows through, unless its policy needs all layers at once.",
+        group="Limits", least=2**20, shown="1GiB",
     ))  # fmt: skip
     max_requests_in_flight: int = field(default=64, metadata=_about(
         int, "a whole number, at least 1",

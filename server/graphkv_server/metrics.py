@@ -51,8 +51,8 @@ TABLE = (
     Metric(Counter, "graphkv_requests_total", "Calls ended, by how: ok, the error's reason, or abandoned by their caller.",
            ("method", "reason", "tenant")),
     Metric(Histogram, "graphkv_request_duration_seconds", "From a call's arrival to its end.", ("method",), _SECONDS),
-    Metric(Histogram, "graphkv_phase_duration_seconds", "Time of one layer by phase: room (waiting for memory), receive, "
-           "queue (waiting for the engine), compute.", ("phase",), _SECONDS),
+    Metric(Histogram, "graphkv_phase_duration_seconds", "Time of one layer, or of one step over all layers of a prompt, by "
+           "phase: room (waiting for memory), receive, queue (waiting for the engine), compute.", ("phase",), _SECONDS),
     Metric(Counter, "graphkv_received_bytes_total", "Tensor bytes received.", ("encoding", "transport")),
     Metric(Gauge, "graphkv_in_flight_bytes", "Tensor bytes for which room is taken, of all calls."),
     Metric(Gauge, "graphkv_in_flight_requests", "Select calls open."),
@@ -63,7 +63,8 @@ TABLE = (
     Metric(Counter, "graphkv_expired_before_start_total", "Layers whose deadline had passed before any work on them began."),
     Metric(Histogram, "graphkv_kept_score_ratio", "Per layer answered: the share of the base score's mass that is kept.",
            (), _RATIO),
-    Metric(Counter, "graphkv_kept_tokens_total", "Tokens kept, summed over KV heads and layers."),
+    Metric(Counter, "graphkv_kept_tokens_total", "Tokens kept, summed over KV heads and layers; those that share an answer "
+           "count each. Of pages, all their tokens."),
     Metric(Counter, "graphkv_changed_tokens_total", "Of the tokens kept, those that the base method would have dropped."),
     Metric(Gauge, "graphkv_draining_ratio", "1 while the replica drains, else 0."),
     Metric(Gauge, "graphkv_known_replicas", "Replicas that Locate names here."),

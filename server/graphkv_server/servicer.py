@@ -18,7 +18,7 @@ from graphkv_proto.status import to_status
 
 from graphkv.terms.capabilities import Capabilities
 from graphkv.terms.errors import GraphKVError, InternalError, InvalidInputError, Reason, UnavailableError
-from graphkv.terms.selection import Summary
+from graphkv.terms.selection import LayerSelection, Summary
 from graphkv_server import logs
 from graphkv_server.admission import Admission
 from graphkv_server.assembler import Assembler
@@ -102,7 +102,7 @@ class Servicer:
                 try:
                     async for layer in job.results():
                         await context.write(pb.SelectResponse(layers=[messages.write_layer(layer)]))
-                        self._count(layer)
+                        self._count(layer, header)
                     summary = Summary(
                         request_id=call.request_id,
                         sent_bytes=assembler.received,
@@ -197,7 +197,15 @@ class Servicer:
         code, message, trailing = to_status(error)
         await context.abort(code, message, trailing)
 
-    def _count(self, layer: Any) -> None:
+    def _count(self, layer: LayerSelection, header: messages.Header) -> None:
+        sharing = {"head": 1, "layer": header.kv_heads, "model": header.kv_heads * header.layers}[layer.granularity]
+        kept = sum(_tokens(row, layer.page_size or 1, layer.num_tokens) for row in layer.rows)
         self._metrics.kept_score_ratio.observe(layer.kept_score_ratio)
-        self._metrics.kept_tokens_total.inc(sum(len(row) for row in layer.indices))
+        self._metrics.kept_tokens_total.inc(sharing * kept)
         self._metrics.changed_tokens_total.inc(layer.changed)
+
+
+def _tokens(row: Any, page_size: int, num_tokens: int) -> int:
+    """How many tokens a row of ascending page ids holds; the last page may be a part of one."""
+    beyond = (int(row[-1]) + 1) * page_size - num_tokens if len(row) else 0
+    return len(row) * page_size - max(0, beyond)

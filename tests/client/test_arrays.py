@@ -12,6 +12,12 @@ from graphkv_client._inputs import CallTerms, prompts_of
 from graphkv_client._pieces import piece_of
 
 INDICES = np.array([[0, 2], [1, 3]], np.int32)
+ANSWERS = {
+    "indices": INDICES,
+    "scores": np.array([[np.inf, 0.5, -np.inf]], np.float32),
+    "mask": np.array([True, False, True]),
+    "no moves": np.empty((0, 3), np.int32),
+}
 
 
 class Dlpack:
@@ -100,10 +106,13 @@ def test_a_dtype_that_cannot_be(role: str, dtype: Any) -> None:
     ],
     ids=["numpy", "torch", "dlpack", "dlpack with a namespace"],
 )
-def test_answers_are_of_the_callers_kind(example: Any, kind: type) -> None:
-    answered = answer_like(example)(INDICES.copy())
+@pytest.mark.parametrize("array", ANSWERS.values(), ids=ANSWERS)
+def test_answers_are_of_the_callers_kind(example: Any, kind: type, array: Any) -> None:
+    answered = answer_like(example)(array.copy())
     assert type(answered) is kind
-    assert np.array_equal(np.from_dlpack(answered), INDICES)
+    plain = np.from_dlpack(answered)
+    assert plain.dtype == array.dtype
+    assert np.array_equal(plain, array)
 
 
 def test_torch_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

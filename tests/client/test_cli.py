@@ -75,6 +75,10 @@ def test_a_prompt_beyond_the_models_window_gets_one_sentence(tmp_path: Path) -> 
         (["--policy", "list.json"], "it must hold one JSON object"),
         (["--policy", "wrong.json"], "strenght"),
         (["--policy", "given.json"], "the scorer given needs more than"),
+        (["--policy", "layer.json"], "--policy layer.json: granularity layer cannot be shown"),
+        (["--against", "pages.json"], "--against pages.json: page_size 16 cannot be shown"),
+        (["--policy", "cake.json"], "--policy cake.json: budget_allocation cake cannot be shown"),
+        (["--policy", "ragged.json"], "--policy ragged.json: budget_allocation adaptive_heads cannot be shown"),
         (["--prompt-file", "nowhere.txt"], "there is no such file"),
         (["--tokens", "0"], "--tokens 0"),
         (["--model", "."], "it must be a folder with a model's config.json"),
@@ -87,6 +91,10 @@ def test_a_mistake_gets_one_sentence(options: list[str], said: str, tmp_path: Pa
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "given.json").write_text('{"scorer": "given"}')
     (tmp_path / "wrong.json").write_text('{"graph": {"strenght": 1}}')
+    (tmp_path / "layer.json").write_text('{"granularity": "layer"}')
+    (tmp_path / "pages.json").write_text('{"page_size": 16}')
+    (tmp_path / "cake.json").write_text('{"budget_allocation": "cake"}')
+    (tmp_path / "ragged.json").write_text('{"budget_allocation": "adaptive_heads"}')
     code, out, err = graphkv("inspect", *options, cwd=tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith("graphkv inspect: ")

@@ -28,6 +28,7 @@ from graphkv_testing.stand_in import Seen, answer, end_of, stand_in
 import graphkv
 
 POLICY = Policy(50)
+CAKE = Policy(50, budget_allocation="cake")
 
 
 def same(given: Any, wanted: Any) -> None:
@@ -128,6 +129,32 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = 
     "NaN in a key": (lambda given: {"keys": with_nan(given["keys"])}, "keys", "NON_FINITE"),
     "NaN in a query": (lambda given: {"queries": with_nan(given["queries"])}, "queries", "NON_FINITE"),
     "pinned above the budget": (lambda given: {"pinned": [(0, 51)]}, "pinned", "BAD_POLICY"),
+    "pinned pages above the budget": (
+        lambda given: {"policy": Policy(50, page_size=16), "pinned": [(0, 1), (40, 41), (80, 81), (120, 121)]},
+        "pinned",
+        "BAD_POLICY",
+    ),
+    "no queries for a cake budget": (
+        lambda given: {"policy": Policy(50, scorer="knorm", window=9, budget_allocation="cake"), "queries": None},
+        "queries",
+        "BAD_SHAPE",
+    ),
+    "scores for a cake budget": (
+        lambda given: {"policy": CAKE, "queries": None, "scores": given["keys"][..., 0]},
+        "scores",
+        "BAD_SHAPE",
+    ),
+    "NaN in a key, a cake budget": (lambda given: {"policy": CAKE, "keys": with_nan(given["keys"])}, "keys", "NON_FINITE"),
+    "NaN in a query, a model's answer": (
+        lambda given: {"policy": Policy(50, granularity="model"), "queries": with_nan(given["queries"])},
+        "queries",
+        "NON_FINITE",
+    ),
+    "an output of each head for a layer": (
+        lambda given: {"policy": Policy(50, granularity="layer"), "outputs": ["decay_factors"]},
+        "outputs",
+        "BAD_SHAPE",
+    ),
     "no rope": (lambda given: {"policy": Policy.sequential(50)}, "rope", "ROPE_MISSING"),
     "unknown encoding": (lambda given: {"encoding": "int8"}, "encoding", "UNKNOWN_NAME"),
     "no timeout": (lambda given: {"timeout": 0}, "timeout", "BAD_POLICY"),
@@ -152,6 +179,10 @@ def test_a_mistake_is_typed_wherever_it_is_found(
     with pytest.raises(InvalidInputError) as raised:
         client.select(**given)
     assert (raised.value.argument, raised.value.reason) == (argument, reason)
+    if not {"encoding", "timeout"} & given.keys():
+        with pytest.raises(InvalidInputError) as here:
+            graphkv.select(**given)
+        assert (here.value.argument, here.value.reason) == (argument, reason)
     assert not raised.value.retryable
     if reason == "NON_FINITE":
         assert raised.value.request_id

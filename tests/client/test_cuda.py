@@ -69,6 +69,29 @@ def test_what_the_stream_still_computes_is_waited_for(
         same(sorted(stream, key=lambda one: one.layer), wanted)
 
 
+def test_a_shared_answer_and_its_outputs_are_on_the_device(client: CompressClient, inputs: dict[str, torch.Tensor]) -> None:
+    policy, outputs = Policy(50, graph=None, granularity="layer"), ["updated_scores", "keep_mask", "moves"]
+    given = client.select(**inputs, policy=policy, outputs=outputs)
+    wanted = graphkv.select(**inputs, policy=policy, outputs=outputs)
+    same(given, wanted)
+    assert given.summary.sent_bytes == LAYERS * 4 * TOKENS * 4, "the scores alone"  # type: ignore[union-attr]
+    for one, other in zip(given, wanted, strict=True):
+        assert one.indices.shape == (50,)  # type: ignore[union-attr]
+        for name, output in one.outputs.items():  # type: ignore[union-attr]
+            assert output.device.type == "cuda"
+            assert torch.equal(output, other.outputs[name])  # type: ignore[union-attr]
+
+
+def test_what_a_cake_budget_reads_leaves_the_device_whole(client: CompressClient, inputs: dict[str, torch.Tensor]) -> None:
+    policy = Policy(50, budget_allocation="cake")
+    given = client.select(**inputs, policy=policy)
+    wanted = graphkv.select(**{role: tensor.cpu() for role, tensor in inputs.items()}, policy=policy)
+    for one, other in zip(given, wanted, strict=True):
+        assert one.indices.device.type == "cuda"  # type: ignore[union-attr]
+        assert torch.equal(one.indices.cpu(), other.indices)  # type: ignore[union-attr]
+    assert given.summary.sent_bytes == sum(tensor.nbytes for tensor in inputs.values())  # type: ignore[union-attr]
+
+
 def test_asyncio(server: Server, inputs: dict[str, torch.Tensor]) -> None:
     async def streamed() -> Any:
         async with (

@@ -12,7 +12,17 @@ from graphkv_client._pieces import Work
 
 POLICY = Policy(9, window=4)
 ALL_COMPARED = Policy(9, window=4, graph=Graph(candidates=None))
-ROLES = ("keys", "queries", "attention", "scores", "similarity_keys", "positions")
+ROLES = (
+    "keys",
+    "queries",
+    "attention",
+    "scores",
+    "values",
+    "query_mean",
+    "query_covariance",
+    "similarity_keys",
+    "positions",
+)
 TOKENS = 21
 
 
@@ -73,6 +83,32 @@ def test_where_no_queries_can_come_the_first_chunk_goes(policy: Policy) -> None:
     own = feed(policy)
     put(own, 0, keys=keys(5), start=0)
     assert len(taken(own)) == 1
+
+
+@pytest.mark.parametrize("scorer", ["knorm", "keydiff"])
+def test_a_cake_budget_waits_for_the_queries_whatever_the_scorer(scorer: str) -> None:
+    for of_kind in (dict, as_torch):
+        own = feed(Policy(9, scorer=scorer, window=4, budget_allocation="cake"))
+        put(own, 0, start=0, **of_kind(keys=keys(5)))
+        assert own.idle
+        put(own, 0, start=5, **of_kind(keys=keys(16), queries=queries()))
+        (work,) = taken(own)
+        assert (len(work.ahead), work.roles, work.whole) == (2, ("keys", "queries"), ())
+        put(own, 1, start=5, **of_kind(keys=keys(16)))
+        assert len(taken(own)) == 1, "also of a tensor, chunks go as they come: nothing is narrowed"
+
+
+def test_all_that_a_scorer_needs_is_in_the_form() -> None:
+    own = Feed(
+        CallTerms(Policy(9, scorer="expected_attention", window=4, budget_allocation="cake")), layers=1, tokens=21, pinned=None
+    )
+    chunk = {"values": np.ones((2, 5, 3), np.float32), "queries": queries()}
+    put(own, 0, start=0, keys=keys(5), **chunk)
+    assert own.idle, "the header states the sizes of query_mean and query_covariance too"
+    extras = {"query_mean": np.ones((4, 8), np.float32), "query_covariance": np.ones((4, 8, 8), np.float32)}
+    put(own, 0, start=5, keys=keys(16), values=np.ones((2, 16, 3), np.float32), **extras)
+    assert len(taken(own)) == 1
+    assert own.complete
 
 
 def test_candidates_are_chosen_from_whole_layers() -> None:

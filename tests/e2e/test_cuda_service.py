@@ -10,11 +10,12 @@ from graphkv_client import CompressClient, Policy
 from graphkv_testing.cases import Case, Spec, seeded
 from graphkv_testing.corners import corners
 from graphkv_testing.process import Server, serve
+from graphkv_testing.shaped import outputs_of, plain, shaped
 
 import graphkv
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-SPECS = [*seeded(100, first=300), *corners()]
+SPECS = [*seeded(100, first=300), *corners(), *shaped()]
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +33,10 @@ def moved(inputs: dict[str, Any], kind: str) -> dict[str, Any]:
     return {name: one(value) for name, value in inputs.items() if value is not None}
 
 
-def plain(selection: Any) -> list[tuple[object, ...]]:
-    return [
-        ([torch.as_tensor(row).tolist() for row in layer.indices], layer.kept_score_ratio, layer.changed) for layer in selection
-    ]
-
-
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
 def test_a_gpu_replica_answers_as_in_process(spec: Spec, server: Server) -> None:
-    inputs = Case(spec).inputs()
+    case = Case(spec)
+    inputs = {**case.inputs(), "outputs": outputs_of(case.policy, spec.seed)}
     wanted = plain(graphkv.select(**moved(inputs, "cuda")))
     with CompressClient(server.address) as client:
         assert plain(client.select(**moved(inputs, "cuda"))) == wanted

@@ -1,22 +1,26 @@
-"""One answer, whichever way it is asked for: in-process, over the wire, sync, async, streamed, narrowed or whole."""
+"""One answer, whichever way it is asked for: in-process, over the wire, sync, async, streamed, narrowed or whole.
+
+Of every granularity and budget, and with the outputs that its policy can give.
+"""
 
 import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from graphkv_client import AsyncCompressClient, CompressClient, LayerSelection, Selection
 from graphkv_testing.cases import Case, Spec, seeded
 from graphkv_testing.corners import corners
 from graphkv_testing.process import Server, serve
+from graphkv_testing.shaped import SHAPES, outputs_of, plain, shaped
 
 import graphkv
 
-SPECS = [*seeded(220), *corners()]
+SPECS = [*seeded(220), *corners(), *shaped()]
 GROUPS = [SPECS[start : start + 12] for start in range(0, len(SPECS), 12)]
-CHUNKED = ("keys", "similarity_keys", "attention", "scores", "positions")
+SETTINGS = ("policy", "pinned", "rope", "outputs")
+CHUNKED = ("keys", "similarity_keys", "attention", "scores", "values", "positions")
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +35,15 @@ def client(server: Server) -> Iterator[CompressClient]:
         yield own
 
 
-def plain(layers: Any) -> list[tuple[object, ...]]:
-    """All that must be equal, whatever the kind of array."""
-    rows = []
-    for layer in sorted(layers, key=lambda own: own.layer):
-        indices = [np.asarray(row).tolist() for row in layer.indices]
-        rows.append((layer.layer, indices, layer.kept_score_ratio, layer.changed, layer.importance, layer.fingerprint))
-    return rows
-
-
-def in_process(case: Case) -> list[tuple[object, ...]]:
-    answer = graphkv.select(**given(case))
+def in_process(inputs: dict[str, Any]) -> list[tuple[object, ...]]:
+    answer = graphkv.select(**inputs)
     assert isinstance(answer, Selection)
     return plain(answer)
 
 
 def given(case: Case) -> dict[str, Any]:
-    return {name: value for name, value in case.inputs().items() if value is not None}
+    inputs = {**case.inputs(), "outputs": outputs_of(case.policy, case.spec.seed)}
+    return {name: value for name, value in inputs.items() if value is not None}
 
 
 def as_numpy(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -55,11 +51,11 @@ def as_numpy(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name in ("policy", "pinned", "rope")}
+    return {name: value for name, value in inputs.items() if name in SETTINGS}
 
 
 def tensors(inputs: dict[str, Any], layer: int) -> dict[str, Any]:
-    return {name: value[layer] for name, value in inputs.items() if name not in ("policy", "pinned", "rope")}
+    return {name: value[layer] for name, value in inputs.items() if name not in SETTINGS}
 
 
 def streamed(client: CompressClient, inputs: dict[str, Any]) -> list[LayerSelection]:
@@ -71,15 +67,15 @@ def streamed(client: CompressClient, inputs: dict[str, Any]) -> list[LayerSelect
 
 
 def in_chunks(client: CompressClient, inputs: dict[str, Any], step: int) -> list[LayerSelection]:
-    """Token range by token range; the queries come with the one that completes the layer."""
+    """Token range by token range; what has no tokens, as the queries, comes with the one that completes the layer."""
     layers, tokens = len(inputs["keys"]), inputs["keys"][0].shape[1]
     with client.stream(num_layers=layers, num_tokens=tokens, **settings(inputs)) as stream:
         for start in range(0, tokens, step):
             for layer in range(layers):
                 own = tensors(inputs, layer)
                 part = {name: cut(name, own[name], start, step) for name in CHUNKED if name in own}
-                if start + step >= tokens and "queries" in own:
-                    part["queries"] = own["queries"]
+                if start + step >= tokens:
+                    part |= {name: array for name, array in own.items() if name not in CHUNKED}
                 stream.put(layer, start=start, **part)
         return list(stream)
 
@@ -103,7 +99,8 @@ async def asynchronously(address: str, inputs: dict[str, Any]) -> tuple[Any, Any
 def test_every_way_gives_one_answer(specs: list[Spec], server: Server, client: CompressClient) -> None:
     for spec in specs:
         case = Case(spec)
-        inputs, wanted = given(case), in_process(case)
+        inputs = given(case)
+        wanted = in_process(inputs)
         ways = {
             "select": client.select(**inputs),
             "stream": streamed(client, inputs),
@@ -118,13 +115,19 @@ def test_every_way_gives_one_answer(specs: list[Spec], server: Server, client: C
     assert server.metric("graphkv_in_flight_bytes") == 0
 
 
-def test_a_batch_of_prompts(client: CompressClient) -> None:
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+@pytest.mark.parametrize("shape", ["head", *SHAPES])
+def test_a_batch_of_prompts(shape: str, kind: str, client: CompressClient) -> None:
+    """Of different lengths, one of them kept whole."""
     torch.manual_seed(3)
     sizes = (301, 33, 97)
     keys = [torch.randn(2, 3, tokens, 16) for tokens in sizes]
     queries = [torch.randn(2, 6, 32, 16) for _ in sizes]
     pinned = [None, [(3, 7)], [(0, 2)]]
-    policy = graphkv.Policy(50)
-    wanted = graphkv.select(keys, queries=queries, policy=policy, pinned=pinned)
-    given = client.select(keys, queries=queries, policy=policy, pinned=pinned)
+    policy = graphkv.Policy(50, window=32, **SHAPES.get(shape, {}))
+    settings = {"policy": policy, "pinned": pinned, "outputs": outputs_of(policy, 2)}
+    wanted = graphkv.select(keys, queries=queries, **settings)
+    if kind == "numpy":
+        keys, queries = ([own.numpy() for own in arrays] for arrays in (keys, queries))
+    given = client.select(keys, queries=queries, **settings)
     assert [plain(answer) for answer in given] == [plain(answer) for answer in wanted]

@@ -22,6 +22,8 @@ POLICIES = {
     "sequential": Policy.sequential(97),
     "knorm": Policy(97, scorer="knorm", sinks=3),
     "ratio": Policy.sequential(0.25),
+    "layer": Policy(97, granularity="layer"),
+    "layer's votes": Policy.sequential(97, granularity="layer", page_align=16),
 }
 TOKENS = 16
 
@@ -84,6 +86,21 @@ def test_kept_sets_on_real_activations(name: str, kind: str, client: CompressCli
 
 def rows(selection: Selection) -> list[list[list[int]]]:
     return [np.asarray(layer.indices).tolist() for layer in selection]
+
+
+def test_a_shared_answer_cuts_every_head_alike(client: CompressClient, smollm2: Any) -> None:
+    from graphkv_client.integrations.transformers import compress
+
+    ids = prompt_ids(203)
+    with torch.no_grad():
+        whole = next(iter(cached(smollm2, ids).values()))
+        with compress(smollm2, client, Policy(61, granularity="layer")) as compression:
+            short = next(iter(cached(smollm2, ids).values()))
+    assert compression.selection is not None
+    for answer, before, after in zip(compression.selection, whole.layers, short.layers, strict=True):
+        assert answer.indices.shape == (61,)
+        assert torch.equal(after.keys, before.keys[:, :, answer.indices.long()])
+        assert torch.equal(after.values, before.values[:, :, answer.indices.long()])
 
 
 @pytest.mark.parametrize("budget", [411, 5000, 1.0])
@@ -189,8 +206,15 @@ def test_what_would_be_chosen_wrongly_is_refused(argument: str, ids: torch.Tenso
 
 @pytest.mark.parametrize(
     ("argument", "policy"),
-    [("scorer", Policy(50, scorer="given")), ("budget_allocation", Policy.pyramidkv(50))],
-    ids=["given", "pyramid"],
+    [
+        ("scorer", Policy(50, scorer="given")),
+        ("budget_allocation", Policy.pyramidkv(50)),
+        ("budget_allocation", Policy(50, budget_allocation="cake")),
+        ("budget_allocation", Policy(50, budget_allocation="adaptive_heads")),
+        ("granularity", Policy(50, granularity="model")),
+        ("page_size", Policy(50, granularity="layer", page_size=16)),
+    ],
+    ids=["given", "pyramid", "cake", "adaptive heads", "model", "pages"],
 )
 def test_policies_that_a_cache_cannot_follow_are_refused_at_once(argument: str, policy: Policy, smollm2: Any) -> None:
     from graphkv_client.integrations.transformers import compress

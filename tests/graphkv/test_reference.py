@@ -6,7 +6,9 @@ import math
 import graphkv_testing.importance as importance
 import numpy as np
 import pytest
-from graphkv_testing.reference import always_kept, clamped, cosines, layer_budgets, run_graph, select_prompt, unrotated
+from graphkv_testing.budgets_reference import always_kept, layer_budgets
+from graphkv_testing.graph_steps import clamped, cosines, run_graph, unrotated
+from graphkv_testing.reference import select_prompt
 from graphkv_testing.rule import judge_layer
 
 from graphkv import Graph, Policy, Rope

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import graphkv_testing.budgets_reference as budgets
+import graphkv_testing.graph_steps as graph_steps
 import graphkv_testing.importance as importance
 import graphkv_testing.reference as reference
 import numpy as np
@@ -58,7 +60,7 @@ def _patched(name, wrong, module=reference):
 
 
 def unclamped(cosine):
-    return np.where(cosine >= reference.SNAP, 1.0, cosine)
+    return np.where(cosine >= graph_steps.SNAP, 1.0, cosine)
 
 
 def unsnapped(cosine):
@@ -77,11 +79,11 @@ def sources_by_contended(graph, budget, contended):
     return min(max(1, math.floor(graph.source_ratio * contended + 1e-9)), contended) if graph.source_ratio else 0
 
 
-def only_once(score, touching, graph, update=reference._updated):
+def only_once(score, touching, graph, update=graph_steps._updated):
     return update(score, touching, graph if graph.update == "additive" else dataclasses.replace(graph, rounds=1))
 
 
-def product_always(score, touching, graph, update=reference._updated):
+def product_always(score, touching, graph, update=graph_steps._updated):
     return update(score, touching, dataclasses.replace(graph, update="product"))
 
 
@@ -89,15 +91,15 @@ def not_unrotated(keys, _positions, _rope):
     return keys
 
 
-def unrotated_by_index(keys, _positions, rope, turn=reference.unrotated):
+def unrotated_by_index(keys, _positions, rope, turn=graph_steps.unrotated):
     return turn(keys, np.arange(len(keys)), rope)
 
 
-def rotated_twice(keys, positions, rope, turn=reference.unrotated):
+def rotated_twice(keys, positions, rope, turn=graph_steps.unrotated):
     return turn(keys, -positions, rope)
 
 
-def never_interleaved(keys, positions, rope, turn=reference.unrotated):
+def never_interleaved(keys, positions, rope, turn=graph_steps.unrotated):
     return turn(keys, positions, dataclasses.replace(rope, interleaved=False))
 
 
@@ -115,31 +117,31 @@ def unpooled(values, width, pooling):
     return values
 
 
-def unshifted(head, num_tokens, budget, always, base, start=reference._start_row):
-    row = start(head, num_tokens, budget, always, base)
-    row.shifted = base.copy()
+def unshifted(*of, start=reference._start_row):
+    row = start(*of)
+    row.shifted = row.base.copy()
     return row
 
 
-def without_logs_of_the_score(value, log=reference._log):
+def without_logs_of_the_score(value, log=graph_steps._log):
     return log(value) if value < 1 else 0.0
 
 
 MUTANTS = (
-    _patched("clamped", unclamped),
-    _patched("clamped", unsnapped),
-    _patched("best_first", higher_index_first),
-    _patched("_source_count", one_source_more),
-    _patched("_source_count", sources_by_contended),
-    _patched("_updated", only_once),
-    _patched("_updated", product_always),
+    _patched("clamped", unclamped, graph_steps),
+    _patched("clamped", unsnapped, graph_steps),
+    _patched("best_first", higher_index_first, graph_steps),
+    _patched("_source_count", one_source_more, graph_steps),
+    _patched("_source_count", sources_by_contended, graph_steps),
+    _patched("_updated", only_once, graph_steps),
+    _patched("_updated", product_always, graph_steps),
     _patched("unrotated", not_unrotated),
     _patched("unrotated", unrotated_by_index),
     _patched("unrotated", rotated_twice),
     _patched("unrotated", never_interleaved),
-    _patched("_window", window_of_the_scorer_always),
+    _patched("window_of", window_of_the_scorer_always, budgets),
     _patched("_start_row", unshifted),
-    _patched("_log", without_logs_of_the_score),
+    _patched("_log", without_logs_of_the_score, graph_steps),
     _patched("pooled", padding_not_counted, importance),
     _patched("pooled", unpooled, importance),
 )

@@ -71,41 +71,108 @@ def test_fingerprints_are_stable() -> None:
     """A changed default, or another way to write it down, needs a new prefix: these stand for good."""
     assert Policy(512).fingerprint == "9b8996ef41dc329f"
     assert Policy.sequential(512).fingerprint == "f59b058ce33492c0"
+    assert Policy(512, page_size=16, granularity="layer", combine="max").fingerprint == "6fd90cb592e68404"
+    assert Policy(512, granularity="model").fingerprint == "e483645af74e68e7"
+    assert Policy(512, budget_allocation="cake", options={"tau2": 0.4}).fingerprint == "9839df8789c334da"
+    assert Policy(512, budget_allocation="adaptive_heads", options={"alpha": 0.5}).fingerprint == "1668e81ea9d01723"
+    assert Policy(512, budget_allocation="cake", options={"tau1": 1.6}) == Policy(512, budget_allocation="cake")
     assert Policy(512, pool_width=7, sinks=0, pooling="avg", graph=Graph(strength=1)).fingerprint == Policy(512).fingerprint
     others = [Policy(512, window=32), Policy(513), Policy(0.5), Policy(512, graph=None), Policy(512, graph=Graph(strength=0.5))]
     assert len({policy.fingerprint for policy in (Policy(512), *others)}) == len(others) + 1
 
 
-graphs = st.builds(
-    Graph,
-    source_ratio=st.floats(0, 1),
-    neighbors=st.one_of(st.none(), st.just("auto"), st.integers(1, 9)),
-    threshold=st.floats(0.1, 1),
-    candidates=st.one_of(st.none(), st.floats(1, 64)),
-    similarity=st.sampled_from(sorted(catalogue.SIMILARITIES)),
-    strength=st.floats(0, 1),
-    update=st.sampled_from(sorted(catalogue.UPDATES)),
-)
-policies = st.builds(
-    Policy,
-    budget=st.one_of(st.integers(1, 10**6), st.floats(1e-6, 1)),
-    scorer=st.sampled_from(sorted(catalogue.SCORERS)),
-    budget_allocation=st.sampled_from(sorted(catalogue.BUDGETS)),
-    window=st.one_of(st.none(), st.integers(1, 100)),
-    pool_width=st.one_of(st.none(), st.sampled_from([1, 3, 7])),
-    pooling=st.sampled_from(sorted(catalogue.POOLINGS)),
-    sinks=st.one_of(st.none(), st.integers(0, 9)),
-    page_align=st.one_of(st.none(), st.integers(1, 64)),
-    graph=st.one_of(st.none(), graphs),
-)
+@st.composite
+def graphs(draw: st.DrawFn, signals: tuple[str, ...] = tuple(sorted(catalogue.SIGNALS))) -> Graph:
+    update = draw(st.sampled_from(sorted(catalogue.UPDATES)))
+    return Graph(
+        source_ratio=draw(st.floats(0, 1)),
+        neighbors=draw(st.one_of(st.none(), st.just("auto"), st.integers(1, 9))),
+        threshold=draw(st.floats(0.1, 1)),
+        candidates=draw(st.one_of(st.none(), st.floats(1, 64))),
+        similarity=draw(st.sampled_from(sorted(catalogue.SIMILARITIES))),
+        rounds=1 if update == "additive" else draw(st.integers(0, 64)),
+        strength=draw(st.floats(0, 1)),
+        signal="decay" if update == "sequential" else draw(st.sampled_from(signals)),
+        update=update,
+    )
 
 
-@given(policies)
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    """Every field, in the combinations that are allowed."""
+    allocation = draw(st.sampled_from(sorted(catalogue.BUDGETS)))
+    scorer = draw(st.sampled_from(sorted(set(catalogue.SCORERS) - ({"given"} if allocation == "cake" else set()))))
+    coarse = {"adaptive_heads": ("head",), "uniform": ("head", "layer", "model")}.get(allocation, ("head", "layer"))
+    granularity = draw(st.sampled_from(coarse))
+    paged = () if allocation == "adaptive_heads" else ("page_size", "page_align")
+    page = draw(st.sampled_from(("", *paged)))
+    window = st.integers(1 if allocation == "cake" else catalogue.SCORERS[scorer].least_window, 100)
+    by_default = allocation != "cake" or catalogue.SCORERS[scorer].window > 0
+    named = {"scorer": scorer, "budget_allocation": allocation}
+    options = {
+        name: draw(st.floats(terms.least, min(terms.most, 1e6)))
+        for name, terms in catalogue.OPTIONS.items()
+        if named[terms.of[0]] == terms.of[1] and draw(st.booleans())
+    }
+    return Policy(
+        budget=draw(st.one_of(st.integers(1, 10**6), st.floats(1e-6, 1))),
+        window=draw(st.one_of(st.none(), window) if by_default else window),
+        pool_width=draw(st.one_of(st.none(), st.sampled_from([1, 3, 7]))),
+        pooling=draw(st.sampled_from(sorted(catalogue.POOLINGS))),
+        sinks=draw(st.one_of(st.none(), st.integers(0, 9))),
+        granularity=granularity,
+        combine=draw(st.sampled_from(sorted(catalogue.COMBINES))),
+        graph=draw(st.one_of(st.none(), graphs() if granularity == "head" else graphs(("decay", "enhance")))),
+        options=options,
+        **named,
+        **({page: draw(st.integers(1, 64))} if page else {}),
+    )
+
+
+@given(policies())
 def test_a_policy_survives_its_dict(policy: Policy) -> None:
     again = Policy.from_dict(policy.to_dict())
     assert again == policy
     assert again.fingerprint == policy.fingerprint
     assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+@pytest.mark.parametrize(("fields", "argument"), [
+    ({"page_size": 4, "page_align": 4}, "page_align"),
+    ({"granularity": "model", "budget_allocation": "pyramid"}, "budget_allocation"),
+    ({"granularity": "model", "budget_allocation": "cake"}, "budget_allocation"),
+    ({"granularity": "model", "budget_allocation": "adaptive_heads"}, "budget_allocation"),
+    ({"granularity": "layer", "budget_allocation": "adaptive_heads"}, "granularity"),
+    ({"page_size": 4, "budget_allocation": "adaptive_heads"}, "page_size"),
+    ({"page_align": 4, "budget_allocation": "adaptive_heads"}, "page_align"),
+    ({"scorer": "given", "window": 8, "budget_allocation": "cake"}, "scorer"),
+    ({"scorer": "knorm", "budget_allocation": "cake"}, "window"),
+    ({"scorer": "h2o", "window": 0, "budget_allocation": "cake"}, "window"),
+    ({"granularity": "layer", "graph": Graph(signal="evict")}, "granularity"),
+    ({"granularity": "model", "graph": Graph(signal="evict")}, "granularity"),
+    ({"options": {"alpha": 0.3}}, "options"), ({"options": {"tau1": 1.0}, "budget_allocation": "pyramid"}, "options"),
+    ({"options": {"gamma": 1.0}, "budget_allocation": "cake"}, "options"),
+    ({"options": {"alpha": 1.1}, "budget_allocation": "adaptive_heads"}, "options.alpha"),
+    ({"options": {"tau1": 0.0}, "budget_allocation": "cake"}, "options.tau1"),
+    ({"options": {"tau2": float("inf")}, "budget_allocation": "cake"}, "options.tau2"),
+    ({"options": {"gamma": -1.0}, "scorer": "cake"}, "options.gamma"),
+    ({"page_size": 0}, "page_size"), ({"page_size": 1.0}, "page_size"), ({"page_size": True}, "page_size"), ({"combine": "sum"}, "combine"),
+])  # fmt: skip
+def test_what_one_field_forbids_another_is_named(fields: dict[str, object], argument: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Policy(**{"budget": 512, **fields})
+    assert caught.value.argument == argument
+    assert argument in str(caught.value)
+
+
+def test_what_the_words_forbid_elsewhere_is_allowed_where_they_do_not_apply() -> None:
+    """Of each forbidden pair, its nearest allowed neighbor."""
+    assert Policy(9, page_size=4, graph=Graph(signal="evict")).is_coarse
+    assert Policy(9, granularity="layer", page_align=4, budget_allocation="pyramid").is_coarse
+    assert Policy(9, granularity="layer", page_size=4, budget_allocation="cake").needs_all_layers
+    assert Policy(9, granularity="model", page_size=4).needs_all_layers
+    assert Policy(9, scorer="knorm", window=1, budget_allocation="cake", options={"tau1": 1}).option("tau1") == 1.0
+    assert not Policy(9, budget_allocation="adaptive_heads", graph=Graph(signal="evict")).is_coarse
 
 
 def test_equal_policies_are_those_that_choose_alike() -> None:
@@ -219,6 +286,25 @@ def test_moves_close_the_gaps_in_place(prompt: tuple[int, list[set[int]]], to: L
         left = cache[: len(kept)] if to == "front" else cache[tokens - len(kept) :]
         assert left == sorted(kept)
         assert {token for start, stop in dropped for token in range(start, stop)} == set(range(tokens)) - kept
+
+
+def test_shared_answers_and_pages_are_rows_of_tokens() -> None:
+    """Pages of 4 of 10 tokens, of which the last has 2; one row where heads share the answer."""
+    pages = LayerSelection(0, [Row([0, 2]), Row([1, 2])], 10, 1.0, 0, "scores", "", page_size=4)
+    assert pages.rows == [[0, 2], [1, 2]]
+    assert pages.kept_ranges() == [[(0, 4), (8, 10)], [(4, 10)]]
+    assert pages.dropped() == [[(4, 8)], [(0, 4)]]
+    assert pages.moves() == [[(8, 4), (9, 5)], [(token, token - 4) for token in range(4, 10)]]
+    assert pages.moves("tail") == [[(3, 7), (2, 6), (1, 5), (0, 4)], []]
+    for granularity in ("layer", "model"):
+        shared = LayerSelection(0, Row([1, 2, 5]), 7, 1.0, 0, "scores", "", granularity=granularity)
+        assert shared.rows == [[1, 2, 5]]
+        assert shared.kept_ranges() == [[(1, 3), (5, 6)]]
+        assert shared.dropped() == [[(0, 1), (3, 5), (6, 7)]]
+        assert shared.moves() == [[(1, 0), (2, 1), (5, 2)]]
+        both = LayerSelection(0, Row([0, 1]), 7, 1.0, 0, "scores", "", granularity=granularity, page_size=4)
+        assert both.kept_ranges() == [[(0, 7)]]
+        assert both.dropped() == both.moves("tail") == [[]]
 
 
 def test_moves_go_to_one_of_two_ends() -> None:

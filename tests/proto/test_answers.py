@@ -12,6 +12,7 @@ from hypothesis import given
 
 from graphkv.terms.capabilities import Capabilities
 from graphkv.terms.errors import InternalError, InvalidInputError
+from graphkv.terms.policy import Policy
 from graphkv.terms.selection import LayerSelection, Summary
 
 RECTANGULAR = LayerSelection(
@@ -26,8 +27,28 @@ RECTANGULAR = LayerSelection(
 RAGGED = replace(RECTANGULAR, indices=[np.array(row, np.int32) for row in ([5], [], [0, 1, 16])])
 
 
+SHARED = replace(RECTANGULAR, indices=np.array([0, 3, 16], np.int32), granularity="layer")
+PAGES = replace(SHARED, indices=np.array([0, 2], np.int32), page_size=8)
+FULL = replace(
+    RECTANGULAR,
+    outputs={
+        "updated_scores": np.linspace(-1, 1, 34, dtype=np.float32).reshape(2, 17),
+        "keep_mask": np.arange(34).reshape(2, 17) % 3 == 0,
+        "decay_factors": np.ones((2, 17), np.float32),
+        "choice_order": np.array([[16, 0, -1], [9, 2, 1]], np.int32),
+        "dropped_ranges": np.array([[0, 1, 3], [1, 3, 17]], np.int32),
+        "moves": np.array([[0, 3, 1]], np.int32),
+    },
+)
+
+
 def sent(selection: LayerSelection) -> pb.LayerAnswer:
     return pb.LayerAnswer.FromString(messages.write_layer(selection).SerializeToString())
+
+
+def read(message: pb.LayerAnswer, selection: LayerSelection = RECTANGULAR) -> LayerSelection:
+    """As the caller does whose policy asked for an answer such as this selection."""
+    return messages.read_layer(message, policy=Policy(3, granularity=selection.granularity, page_size=selection.page_size))
 
 
 def same(got: LayerSelection, given: LayerSelection) -> bool:
@@ -35,22 +56,53 @@ def same(got: LayerSelection, given: LayerSelection) -> bool:
     assert isinstance(got.indices, list) == ragged
     if not ragged:
         assert got.indices.shape == given.indices.shape
-    for row, expected in zip(got.indices, given.indices, strict=True):
+    for row, expected in zip(got.rows, given.rows, strict=True):
         assert row.dtype == np.int32
         np.testing.assert_array_equal(row, expected)
-    return replace(got, indices=None) == replace(given, indices=None)
+    assert list(got.outputs) == list(given.outputs)
+    for name, array in given.outputs.items():
+        assert got.outputs[name].dtype == array.dtype
+        assert got.outputs[name].flags.writeable
+        np.testing.assert_array_equal(got.outputs[name], array, strict=True)
+    return replace(got, indices=None, outputs={}) == replace(given, indices=None, outputs={})
 
 
 @given(selections())
 def test_any_answer_crosses_unchanged(selection: LayerSelection) -> None:
-    assert same(messages.read_layer(sent(selection)), selection)
+    assert same(read(sent(selection), selection), selection)
+
+
+def test_outputs_are_written_as_the_contract_says() -> None:
+    written = {each.output: (each.dtype, list(each.dims), len(each.data)) for each in sent(FULL).outputs}
+    assert written == {
+        pb.OUTPUT_UPDATED_SCORES: (pb.DTYPE_F32, [2, 17], 136),
+        pb.OUTPUT_KEEP_MASK: (pb.DTYPE_I8, [2, 17], 34),
+        pb.OUTPUT_DECAY_FACTORS: (pb.DTYPE_F32, [2, 17], 136),
+        pb.OUTPUT_CHOICE_ORDER: (pb.DTYPE_I32, [2, 3], 24),
+        pb.OUTPUT_DROPPED_RANGES: (pb.DTYPE_I32, [2, 3], 24),
+        pb.OUTPUT_MOVES: (pb.DTYPE_I32, [1, 3], 12),
+    }
+    assert same(read(sent(FULL)), FULL)
+
+
+def test_a_shared_answer_is_one_row() -> None:
+    given = replace(PAGES, outputs={"keep_mask": np.arange(17) % 2 == 0, "moves": np.zeros((0, 3), np.int32)})
+    message = sent(given)
+    assert (message.rows, message.unit, message.values) == (1, pb.UNIT_PAGE, np.array([0, 2], "<i4").tobytes())
+    assert [list(each.dims) for each in message.outputs] == [[1, 17], [0, 3]]
+    assert same(read(message, PAGES), given)
+
+
+def test_an_output_that_is_none_cannot_be_written() -> None:
+    with pytest.raises(InvalidInputError, match="outputs"):
+        messages.write_layer(replace(RECTANGULAR, outputs={"thoughts": np.zeros(1)}))
 
 
 def test_indices_are_little_endian_int32_that_a_caller_may_change() -> None:
     message = sent(RECTANGULAR)
     assert message.values == np.array([0, 3, 16, 1, 2, 9], "<i4").tobytes()
     assert (message.rows, message.offsets) == (2, b"")
-    got = messages.read_layer(message).indices
+    got = read(message).indices
     got += 1
     assert got.flags.writeable
 
@@ -82,6 +134,10 @@ def setting(**fields: object) -> Callable[[pb.LayerAnswer], None]:
 
 BAD: dict[str, tuple[LayerSelection, Callable[[pb.LayerAnswer], None]]] = {
     "pages": (RECTANGULAR, setting(unit=pb.UNIT_PAGE)),
+    "tokens for pages": (PAGES, setting(unit=pb.UNIT_TOKEN)),
+    "a page beyond the last": (PAGES, setting(values=[0, 3])),
+    "two rows for a layer": (SHARED, setting(rows=2, values=[0, 3, 9, 16])),
+    "offsets for a layer": (SHARED, setting(offsets=[0, 3])),
     "unit 0": (RECTANGULAR, setting(unit=0)),
     "unit 999": (RECTANGULAR, setting(unit=999)),
     "importance 999": (RECTANGULAR, setting(importance=999)),
@@ -118,13 +174,63 @@ def test_an_answer_that_cannot_be_applied_is_the_servers_mistake(name: str) -> N
     message = sent(selection)
     bend(message)
     with pytest.raises(InternalError, match="the server's answer cannot be read"):
-        messages.read_layer(message)
+        read(message, selection)
+
+
+def output(kind: int, **fields: object) -> Callable[[pb.LayerAnswer], None]:
+    def bend(message: pb.LayerAnswer) -> None:
+        (own,) = (each for each in message.outputs if each.output == kind)
+        for name, value in fields.items():
+            if name == "dims":
+                own.dims[:] = value  # type: ignore[assignment]
+            else:
+                setattr(own, name, np.array(value, "<i4").tobytes() if isinstance(value, list) else value)
+
+    return bend
+
+
+BAD_OUTPUTS: dict[str, Callable[[pb.LayerAnswer], None]] = {
+    "999": output(pb.OUTPUT_MOVES, output=999),
+    "0": output(pb.OUTPUT_MOVES, output=0),
+    "twice": lambda message: message.outputs.append(message.outputs[0]),
+    "another dtype": output(pb.OUTPUT_UPDATED_SCORES, dtype=pb.DTYPE_I32),
+    "dtype 999": output(pb.OUTPUT_UPDATED_SCORES, dtype=999),
+    "bytes cut": output(pb.OUTPUT_UPDATED_SCORES, data=b"\0" * 135),
+    "no bytes": output(pb.OUTPUT_DECAY_FACTORS, data=b""),
+    "a row too few": output(pb.OUTPUT_DECAY_FACTORS, dims=[1, 17], data=b"\0" * 68),
+    "a token too few": output(pb.OUTPUT_DECAY_FACTORS, dims=[2, 16], data=b"\0" * 128),
+    "one axis": output(pb.OUTPUT_DECAY_FACTORS, dims=[34]),
+    "axes below 0": output(pb.OUTPUT_CHOICE_ORDER, dims=[2, -3]),
+    "2^62 by 4": output(pb.OUTPUT_CHOICE_ORDER, dims=[2**62, 4]),
+    "2^62 ranges": output(pb.OUTPUT_MOVES, dims=[2**62, 3]),
+    "ranges of two": output(pb.OUTPUT_DROPPED_RANGES, dims=[3, 2]),
+    "a mask of 2": output(pb.OUTPUT_KEEP_MASK, data=b"\2" * 34),
+    "a mask of -1": output(pb.OUTPUT_KEEP_MASK, data=b"\xff" * 34),
+    "token n chosen": output(pb.OUTPUT_CHOICE_ORDER, data=[17, 0, 1, 2, 3, 4]),
+    "token -2 chosen": output(pb.OUTPUT_CHOICE_ORDER, data=[-2, 0, 1, 2, 3, 4]),
+    "row 2 dropped": output(pb.OUTPUT_DROPPED_RANGES, data=[0, 1, 3, 2, 3, 17]),
+    "row -1 dropped": output(pb.OUTPUT_DROPPED_RANGES, data=[-1, 1, 3, 1, 3, 17]),
+    "dropped beyond n": output(pb.OUTPUT_DROPPED_RANGES, data=[0, 1, 3, 1, 3, 18]),
+    "dropped nothing": output(pb.OUTPUT_DROPPED_RANGES, data=[0, 3, 3, 1, 3, 17]),
+    "dropped from -1": output(pb.OUTPUT_DROPPED_RANGES, data=[0, -1, 3, 1, 3, 17]),
+    "moved from n": output(pb.OUTPUT_MOVES, data=[0, 17, 1]),
+    "moved to n": output(pb.OUTPUT_MOVES, data=[0, 3, 17]),
+    "moved to -1": output(pb.OUTPUT_MOVES, data=[0, 3, -1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_OUTPUTS)
+def test_an_output_that_is_not_what_it_is_called_is_the_servers_mistake(name: str) -> None:
+    message = sent(FULL)
+    BAD_OUTPUTS[name](message)
+    with pytest.raises(InternalError, match="the server's answer cannot be read"):
+        read(message)
 
 
 @pytest.mark.parametrize("rows", [[[], [3]], [[3], []], [[], []], [[], [9, 16], [], [0]]], ids=str)
 def test_rows_without_tokens(rows: list[list[int]]) -> None:
     selection = replace(RAGGED, indices=[np.array(row, np.int32) for row in rows])
-    assert same(messages.read_layer(sent(selection)), selection)
+    assert same(read(sent(selection)), selection)
 
 
 @given(summaries)
@@ -150,6 +256,11 @@ def test_a_summary_that_cannot_be_read(field: str, number: int) -> None:
 def test_any_capabilities_cross_unchanged(given: Capabilities) -> None:
     data = messages.write_capabilities(given).SerializeToString()
     assert messages.read_capabilities(pb.GetCapabilitiesResponse.FromString(data)) == given
+
+
+def test_outputs_are_advertised() -> None:
+    message = messages.write_capabilities(Capabilities("", 0, "", "cpu", 1, 1, 1))
+    assert list(message.outputs) == list(range(1, 7))
 
 
 def test_names_of_a_newer_server_are_skipped() -> None:

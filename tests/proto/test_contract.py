@@ -90,9 +90,22 @@ def test_every_enum_begins_with_a_value_that_is_nothing() -> None:
         (names.SIGNAL, catalogue.SIGNALS),
         (names.UPDATE, catalogue.UPDATES),
         (names.SIMILARITY, catalogue.SIMILARITIES),
+        (names.COMBINE, catalogue.COMBINES),
+        (names.OUTPUT, catalogue.OUTPUTS),
         (names.ENCODING, ENCODINGS),
     ],
-    ids=["scorers", "budgets", "granularities", "poolings", "signals", "updates", "similarities", "encodings"],
+    ids=[
+        "scorers",
+        "budgets",
+        "granularities",
+        "poolings",
+        "signals",
+        "updates",
+        "similarities",
+        "combines",
+        "outputs",
+        "encodings",
+    ],
 )
 def test_whatever_a_policy_can_name_can_be_sent(table: names.Names, words: dict[str, object]) -> None:
     assert set(words) <= set(table.names)

@@ -47,7 +47,7 @@ def test_a_field_of_a_later_version_is_ignored() -> None:
 def test_a_feature_that_is_required_and_not_known_is_refused() -> None:
     message = sent()
     message.required_features.append("mind_reading")
-    with pytest.raises(InvalidInputError, match="candidates, token_ranges") as caught:
+    with pytest.raises(InvalidInputError, match="all_scores, candidates, outputs, pages, token_ranges") as caught:
         messages.read_header(message)
     assert (caught.value.argument, caught.value.reason) == ("required_features", Reason.UNKNOWN_NAME)
     assert messages.read_header(message, features=("mind_reading",)).required_features == ("mind_reading",)
@@ -73,6 +73,12 @@ def test_a_caller_without_the_fingerprint_is_served() -> None:
     assert messages.read_header(message) == HEADER
 
 
+def test_outputs_are_read_once_each_in_one_order() -> None:
+    message = sent()
+    message.outputs.extend([pb.OUTPUT_MOVES, pb.OUTPUT_KEEP_MASK, pb.OUTPUT_MOVES])
+    assert messages.read_header(message).outputs == ("keep_mask", "moves")
+
+
 def setting(**fields: object) -> Callable[[pb.Header], None]:
     return lambda message: message.MergeFrom(pb.Header(**fields))  # type: ignore[arg-type]
 
@@ -92,6 +98,12 @@ def prompts(*, tokens: int, number: int = 1, ranges: int = 0) -> Callable[[pb.He
         message.prompts.extend([one] * number)
 
     return bend
+
+
+def layer_factors(message: pb.Header) -> None:
+    message.policy.granularity = pb.GRANULARITY_LAYER
+    message.fingerprint = ""
+    message.outputs.append(pb.OUTPUT_DECAY_FACTORS)
 
 
 S, P, L, U = Reason.BAD_SHAPE, Reason.BAD_POLICY, Reason.TOO_LARGE, Reason.UNKNOWN_NAME
@@ -128,7 +140,10 @@ BAD: dict[str, tuple[Callable[[pb.Header], None], str, Reason]] = {
     "a rope of nothing": (lambda m: m.rope.SetInParent(), "rope.rotary_dim", P),
     "output 999": (setting(outputs=[999]), "outputs[0]", U),
     "output 0": (setting(outputs=[0]), "outputs[0]", P),
-    "a keep-mask, later": (setting(outputs=[pb.OUTPUT_KEEP_MASK]), "outputs[0]", U),
+    "an output after a good one": (setting(outputs=[pb.OUTPUT_MOVES, 7]), "outputs[1]", U),
+    "more outputs than there are": (setting(outputs=[pb.OUTPUT_MOVES] * 7), "outputs", L),
+    "an order of choice where nobody chooses": (setting(outputs=[pb.OUTPUT_CHOICE_ORDER]), "outputs", S),
+    "the factors of heads that share": (layer_factors, "outputs", S),
     "a shard, later": (setting(shard=pb.Shard(group="g" * 1000, world=2)), "shard", U),
     "a region, later": (setting(region_id=b"\0" * 16), "region_id", U),
     "an unknown feature": (setting(required_features=["x" * 5000]), "required_features", U),

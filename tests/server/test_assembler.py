@@ -10,9 +10,13 @@ import pytest
 from graphkv_proto import v1 as pb
 from graphkv_server import assembler
 from graphkv_server.arriving import ArrivingLayer
+from graphkv_server.engine.work import Scored
 from graphkv_testing.assembling import BOUND, AssemblerCall, finish
+from graphkv_testing.forms import POLICIES, call_of
 from graphkv_testing.raw import RawCall, raw_policy
 
+from graphkv import Graph, Policy
+from graphkv.algorithm import Part
 from graphkv.candidates import Candidates
 from graphkv.layer import Layer
 from graphkv.terms.errors import GraphKVError, InvalidInputError
@@ -264,3 +268,71 @@ def test_layers_open_at_once_are_limited(monkeypatch: pytest.MonkeyPatch) -> Non
         call.take(pb.SelectRequest(descriptors=described[4:]))
     assert (caught.value.reason, caught.value.argument) == ("TOO_LARGE", "descriptor.layer")
     call.close()
+
+
+def test_the_narrowed_form_with_the_scores_of_all_tokens() -> None:
+    sent = call_of(POLICIES["a layer"], "narrowed", window=2)
+    sent.tensors = sent.tensors[1::-1] + sent.tensors[2:]  # of one layer the scores come first: they are of either form
+    call = send(sent, sent.messages(chunk=31))
+    for layer in range(2):
+        work = call.sink.layers[0, layer]
+        assert isinstance(work, Scored)
+        ids, scores, keys = (array for own, _, array, _ in sent.tensors if own == layer)
+        if layer == 0:
+            ids, scores = scores, ids
+        assert work.keys is not None
+        for tensor, array in ((work.ids, ids), (work.all_scores, scores), (work.keys, keys)):
+            np.testing.assert_array_equal(tensor.numpy(), array)
+        work.candidates().check()
+    assert call.sink.together == {1}
+    call.close()
+
+
+@pytest.mark.parametrize("name", ["cake", "a model"])
+def test_room_for_all_layers_is_taken_before_the_first_comes(name: str) -> None:
+    sent = call_of(POLICIES[name], layers=3, window=2)
+    call = AssemblerCall(sent.header)
+    assert call.admission.bytes_in_flight == 0
+    all_messages = sent.messages()
+    for message in all_messages[1:3]:
+        call.take(message)
+        assert call.admission.bytes_in_flight == 3 * sent.header.largest_layer_bytes
+    for message in all_messages[3:]:
+        call.take(message)
+    assert call.admission.bytes_in_flight == 3 * sent.header.largest_layer_bytes
+    assert call.sink.together == {3}
+    assert call.sink.layers[0, 0].plan.allocated == (name == "a model")
+    call.close()
+
+
+def test_parts_may_need_more_room_than_what_comes() -> None:
+    """A few candidates of a long prompt, whose part is a vector of all its tokens."""
+    policy = Policy(7, window=2, granularity="model", graph=Graph(update="sequential", strength=0.5))
+    sent = call_of(policy, "narrowed", tokens=1000, window=2)
+    assert sent.header.largest_layer_bytes < 1000 * 4
+    call = send(sent)
+    assert call.admission.bytes_in_flight >= 2 * Part.bytes_for(1000)
+    call.close()
+
+
+def test_who_needs_all_layers_waits_for_room_for_all_of_them() -> None:
+    sent = call_of(POLICIES["cake"], window=2)
+    sent.header.largest_layer_bytes, sent.header.total_bytes = BOUND // 2, BOUND
+    call = AssemblerCall(sent.header)
+    with call.admission.admit() as other:
+        with pytest.raises(StopIteration):
+            other.lease(1).send(None)
+        with pytest.raises(RuntimeError, match="no running event loop"):  # what waiting looks like without one
+            call.assembler.ready().send(None)
+    finish(call.assembler.ready())
+    assert call.admission.bytes_in_flight == 0  # there is room: none is taken ahead
+    call.close()
+
+
+def test_all_layers_are_more_than_fits() -> None:
+    sent = call_of(POLICIES["cake"], layers=3, window=2)
+    sent.header.largest_layer_bytes, sent.header.total_bytes = BOUND // 2, BOUND
+    error = refused(sent)
+    assert (error.reason, error.argument) == ("TOO_LARGE", "total_bytes")
+    sent.header.policy.budget_allocation = pb.BUDGET_ALLOCATION_UNIFORM  # one at a time they do
+    AssemblerCall(sent.header).close()

@@ -1,17 +1,13 @@
 """The engine: waiting layers share batches, answers are those of the library, and a failure is its own layer's alone."""
 
 import asyncio
-import threading
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from graphkv_server.admission import Admission
-from graphkv_server.buffers import BufferPool
-from graphkv_server.engine import Engine, Job
-from graphkv_server.metrics import Metrics
+from graphkv_testing.bench import Bench, answers, hold
 from graphkv_testing.process import wait_until
 
 from graphkv import Policy
@@ -26,7 +22,6 @@ from graphkv.terms.errors import (
     OverloadedError,
     UnavailableError,
 )
-from graphkv.terms.selection import LayerSelection
 
 POLICY = Policy(budget=5, scorer="knorm")
 
@@ -34,59 +29,6 @@ POLICY = Policy(budget=5, scorer="knorm")
 def layer(seed: int = 0, *, tokens: int = 23, heads: int = 3, index: int = 0) -> Layer:
     keys = torch.randn(heads, tokens, 7, generator=torch.Generator().manual_seed(seed))
     return Layer(plan_layers(POLICY, num_tokens=tokens, num_layers=index + 1)[index], keys)
-
-
-class Bench:
-    """An engine whose batches are recorded, held until released, and broken on request."""
-
-    def __init__(self, *, max_batch_bytes: int = 2**20, broken: Callable[[Sequence[Any]], None] | None = None) -> None:
-        self.batches: list[int] = []
-        self.release = threading.Event()
-        self.release.set()
-        self.started = threading.Event()
-        self._broken = broken
-        self.metrics = Metrics()
-        pool = BufferPool(2**20)
-        self.admission = Admission(pool, self.metrics, max_bytes=2**20, max_requests=99, queue_timeout=1)
-        self.engine = Engine(torch.device("cpu"), self.metrics, max_batch_bytes=max_batch_bytes, select=self._select)
-
-    def _select(self, work: Sequence[Any]) -> Any:
-        self.batches.append(len(work))
-        self.started.set()
-        self.release.wait(30)
-        if self._broken is not None:
-            self._broken(work)
-        return select_layers(work)
-
-    async def submit(self, job: Job, work: Layer, *, prompt: int = 0, size: int = 1000) -> None:
-        with self.admission.admit() as call:
-            (lease,) = await call.lease(size)
-            lease.finished()
-        job.submit(work, lease, prompt=prompt, size=size)
-
-    def run(self, body: Callable[[], Awaitable[None]]) -> None:
-        async def whole() -> None:
-            self.engine.start()
-            try:
-                await body()
-            finally:
-                self.release.set()
-                await self.engine.close()
-            assert self.admission.bytes_in_flight == 0
-            assert self.metrics.registry.get_sample_value("graphkv_queued_rows") == 0
-
-        asyncio.run(whole())
-
-
-async def answers(job: Job) -> list[LayerSelection]:
-    return [answer async for answer in job.results()]
-
-
-async def hold(bench: Bench, job: Job) -> None:
-    """Keeps the thread busy with one layer, so that what follows waits together."""
-    bench.release.clear()
-    await bench.submit(job, layer())
-    await asyncio.to_thread(bench.started.wait, 30)
 
 
 def test_an_answer_is_the_librarys() -> None:
@@ -112,7 +54,7 @@ def test_waiting_layers_of_one_shape_share_a_batch_whoever_sent_them() -> None:
 
     async def body() -> None:
         with bench.engine.open() as first, bench.engine.open() as second:
-            await hold(bench, first)
+            await hold(bench, first, layer())
             for seed in range(3):
                 await bench.submit(first, layer(seed, tokens=11 + seed))
                 await bench.submit(second, layer(seed))
@@ -131,7 +73,7 @@ def test_a_batch_is_bounded_in_bytes() -> None:
 
     async def body() -> None:
         with bench.engine.open() as job:
-            await hold(bench, job)
+            await hold(bench, job, layer())
             for seed in range(5):
                 await bench.submit(job, layer(seed))
             job.finish()
@@ -147,7 +89,7 @@ def test_a_bad_layer_fails_its_own_call_and_names_layer_head_and_token() -> None
 
     async def body() -> None:
         with bench.engine.open() as good, bench.engine.open() as bad:
-            await hold(bench, good)
+            await hold(bench, good, layer())
             await bench.submit(good, layer(1))
             broken = layer(2, index=2)
             broken.keys[1, 4, 0] = float("nan")
@@ -187,7 +129,7 @@ def test_what_breaks_a_batch_fails_one_call_alone(error: Exception, expected: ty
 
     async def body() -> None:
         with bench.engine.open() as good, bench.engine.open() as bad:
-            await hold(bench, good)
+            await hold(bench, good, layer())
             for _ in range(4):
                 await bench.submit(good, layer())
             await bench.submit(bad, layer(tokens=41))
@@ -210,7 +152,7 @@ def test_a_batch_too_large_for_the_device_is_halved() -> None:
 
     async def body() -> None:
         with bench.engine.open() as job:
-            await hold(bench, job)
+            await hold(bench, job, layer())
             for seed in range(5):
                 await bench.submit(job, layer(seed))
             job.finish()
@@ -241,7 +183,7 @@ def test_what_a_failed_launch_allocated_is_gone_before_the_next(error: type[Exce
 
     async def body() -> None:
         with bench.engine.open() as job:
-            await hold(bench, job)
+            await hold(bench, job, layer())
             for seed in range(4):
                 await bench.submit(job, layer(seed))
             job.finish()
@@ -295,7 +237,7 @@ def test_a_caller_who_left_is_not_computed_and_holds_nothing() -> None:
     async def body() -> None:
         with bench.engine.open() as stayer:
             with bench.engine.open() as leaver:
-                await hold(bench, leaver)
+                await hold(bench, leaver, layer())
                 await bench.submit(leaver, layer())
                 await bench.submit(stayer, layer())
             assert bench.admission.bytes_in_flight == 2000  # one is being computed, one is the stayer's

@@ -12,13 +12,25 @@ import numpy as np
 import pytest
 import torch
 from graphkv_proto import v1 as pb
+from graphkv_server.engine.work import Scored
 from graphkv_testing.assembling import AssemblerCall
-from graphkv_testing.raw import RawCall
+from graphkv_testing.forms import POLICIES, call_of
+from graphkv_testing.raw import DTYPES, RawCall
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from graphkv.candidates import Candidates
 from graphkv.layer import Layer
 from graphkv.terms.errors import GraphKVError, InvalidInputError
+
+FIELDS = {
+    (Layer, pb.ROLE_KEYS): "keys",
+    (Layer, pb.ROLE_QUERIES): "queries",
+    (Scored, pb.ROLE_CANDIDATE_IDS): "ids",
+    (Scored, pb.ROLE_SCORES): "all_scores",
+    (Scored, pb.ROLE_KEYS): "keys",
+    (Candidates, pb.ROLE_ROW_FACTS): "facts",
+}
 
 
 class Uploads(RuleBasedStateMachine):
@@ -30,6 +42,21 @@ class Uploads(RuleBasedStateMachine):
         self.calls = 0
 
     @precondition(lambda self: self.call is None)
+    @rule(layers=st.integers(1, 3), tokens=st.integers(3, 23), name=st.sampled_from(["a layer", "a model"]), data=st.data())
+    def begin_narrowed(self, layers: int, tokens: int, name: str, data: st.DataObject) -> None:
+        """Candidates beside the scores of all tokens, which come in ranges."""
+        self.calls += 1
+        self.sent = call_of(POLICIES[name], "narrowed", layers=layers, tokens=tokens, window=2, seed=self.calls)
+        self.todo = []
+        for layer, role, array, count in self.sent.tensors:
+            cut = data.draw(st.integers(1, tokens - 1)) if role == pb.ROLE_SCORES else 0
+            for start, stop in ((0, cut), (cut, tokens)) if cut else ():
+                self.todo.append((layer, role, array[:, start:stop], start, stop - start, False))
+            if not cut:
+                self.todo.append((layer, role, array, 0, count, False))
+        self.open_call()
+
+    @precondition(lambda self: self.call is None)
     @rule(layers=st.integers(1, 3), heads=st.integers(1, 3), group=st.integers(1, 2), tokens=st.integers(1, 19), data=st.data())
     def begin(self, layers: int, heads: int, group: int, tokens: int, data: st.DataObject) -> None:
         self.calls += 1
@@ -37,6 +64,8 @@ class Uploads(RuleBasedStateMachine):
         self.sent = RawCall(
             layers=layers, kv_heads=heads, query_heads=heads * group, tokens=tokens, head_dim=3, window=window, seed=self.calls
         )
+        if data.draw(st.booleans()):
+            self.sent.header.policy.budget_allocation = pb.BUDGET_ALLOCATION_CAKE
         self.todo: list[tuple[int, int, Any, int, int, bool]] = []  # layer, role, array, start, count, tokens first
         for layer in range(layers):
             cuts = sorted(data.draw(st.sets(st.integers(1, max(1, tokens - 1)), max_size=2))) if tokens > 1 else []
@@ -46,6 +75,9 @@ class Uploads(RuleBasedStateMachine):
                 array = part.swapaxes(0, 1) if turned else part
                 self.todo.append((layer, pb.ROLE_KEYS, array, start, stop - start, turned))
             self.todo.append((layer, pb.ROLE_QUERIES, self.sent.queries[layer], 0, 0, False))
+        self.open_call()
+
+    def open_call(self) -> None:
         self.open: dict[int, tuple[int, bytes]] = {}  # by descriptor: bytes that went, all of them
         self.number = self.crc = self.total = 0
         self.call = AssemblerCall(self.sent.header)
@@ -59,7 +91,7 @@ class Uploads(RuleBasedStateMachine):
             id=self.number,
             layer=layer,
             role=role,
-            dtype=pb.DTYPE_F32,
+            dtype=DTYPES[str(array.dtype)],
             dims=array.shape,
             layout=pb.LAYOUT_NHD if turned else pb.LAYOUT_HND,
             start=start,
@@ -169,10 +201,9 @@ class Uploads(RuleBasedStateMachine):
     def check_layers(self) -> None:
         assert len(self.call.sink.layers) == self.sent.layers
         for (_, layer), work in self.call.sink.layers.items():
-            assert isinstance(work, Layer)
-            assert torch.equal(work.keys, torch.from_numpy(self.sent.keys[layer]))
-            assert work.queries is not None
-            assert torch.equal(work.queries, torch.from_numpy(self.sent.queries[layer]))
+            for own, role, array, _ in self.sent.tensors:
+                if own == layer:
+                    assert torch.equal(getattr(work, FIELDS[type(work), role]), torch.from_numpy(array))
 
     def leave(self) -> None:
         self.call.close()

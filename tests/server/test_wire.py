@@ -224,12 +224,7 @@ CASES: dict[str, tuple[Callable[[RawCall], list[Any]], grpc.StatusCode, str, str
     "budget ratio NaN": (header(policy__budget_ratio=float("nan")), INVALID, "BAD_POLICY", "budget"),
     "scorer 0": (header(policy__scorer=0), INVALID, "BAD_POLICY", "scorer"),
     "unknown scorer": (header(policy__scorer=999), UNIMPLEMENTED, "UNKNOWN_NAME", "scorer"),
-    "a budget of a later version": (
-        header(policy__budget_allocation=pb.BUDGET_ALLOCATION_CAKE),
-        UNIMPLEMENTED,
-        "UNKNOWN_NAME",
-        "budget_allocation",
-    ),
+    "a budget of a later version": (header(policy__budget_allocation=999), UNIMPLEMENTED, "UNKNOWN_NAME", "budget_allocation"),
     "unknown encoding": (header(encoding=999), UNIMPLEMENTED, "UNKNOWN_NAME", "encoding"),
     "int8, not known yet": (header(encoding=pb.ENCODING_INT8), UNIMPLEMENTED, "UNKNOWN_NAME", "encoding"),
     "wrong fingerprint": (header(fingerprint="0" * 16), INVALID, "FINGERPRINT", "fingerprint"),

@@ -4,8 +4,8 @@ Streams each layer's keys to the service while the prefill runs and drops, once 
 choose. No model code: any decoder model whose attention goes through transformers' AttentionInterface. Knows the SDK's
 stream, not what lies behind it.
 
-This first form takes one unpadded prompt at a time, prefilled in one piece, with the same budget in every layer, and
-refuses the rest with InvalidInputError, except what it cannot see: `generate(prefill_chunk_size=...)` would be cut
+This first form takes one unpadded prompt at a time, prefilled in one piece, with the same number of tokens in every layer and
+KV head, and refuses the rest with InvalidInputError, except what it cannot see: `generate(prefill_chunk_size=...)` would be cut
 after its first chunk.
 """
 
@@ -63,6 +63,11 @@ class PrefillStream:
             raise invalid("scorer", policy.scorer, allowed)
         if policy.budget_allocation != "uniform":
             raise invalid("budget_allocation", policy.budget_allocation, "uniform: one mask serves all layers")
+        if policy.granularity == "model":
+            allowed = "head or layer: one answer for all layers is not applied yet"
+            raise invalid("granularity", policy.granularity, allowed)
+        if policy.page_size is not None:
+            raise invalid("page_size", policy.page_size, "None: a cache is cut token by token (page_align drops whole pages)")
         self.policy = policy
         self._client = client
         self._rope = rope
@@ -72,6 +77,7 @@ class PrefillStream:
         self._stream: Any = None
         self._layers: list[int] = []
         self._num_tokens = 0
+        self._kv_heads = 0
 
     def wants(self, num_tokens: int) -> bool:
         """Whether there is anything to choose: n > B."""
@@ -86,6 +92,7 @@ class PrefillStream:
 
     def put(self, seen: PrefilledLayer) -> None:
         """Sends one layer on its way; returns before it is there."""
+        self._kv_heads = seen.keys.shape[0]
         rows = query_rows(self.policy, self._num_tokens) or 1  # of any number, the last one is read
         queries = {"queries": seen.window(rows)} if SCORERS[self.policy.scorer].reads_attention else {}
         self._stream.put(self._layers.index(seen.layer), keys=seen.keys, **queries)
@@ -98,7 +105,7 @@ class PrefillStream:
         finally:
             self.close()
         selection.check(num_tokens=self._num_tokens, policy=self.policy)
-        return selection, {self._layers[answer.layer]: _even(answer) for answer in answers}
+        return selection, {self._layers[answer.layer]: self._slots(answer) for answer in answers}
 
     def close(self) -> None:
         """Ends the call, cancelling it where it has not been answered; may find nothing to do."""
@@ -111,11 +118,11 @@ class PrefillStream:
             return self._rope
         return Rope.from_config(self._config, num_tokens=num_tokens)
 
-
-def _even(answer: LayerSelection) -> Any:
-    if isinstance(answer.indices, list):
-        raise invalid("indices", "rows of different lengths", "rectangular", reason=Reason.BAD_SHAPE)
-    return answer.indices
+    def _slots(self, answer: LayerSelection) -> Any:
+        """What each KV head of the layer keeps, also where they share an answer."""
+        if isinstance(answer.indices, list):
+            raise invalid("indices", "rows of different lengths", "rectangular", reason=Reason.BAD_SHAPE)
+        return answer.indices if answer.granularity == "head" else answer.indices.expand(self._kv_heads, -1)
 
 
 @dataclass(slots=True)
@@ -175,7 +182,7 @@ def compress(model: PreTrainedModel, client: Streams, policy: Policy, *, rope: R
     Args:
         model: a decoder model on any device, with an attention implementation that transformers registers (sdpa, ...).
         client: a CompressClient; its timeout covers the prefill, since the call is open while that runs.
-        policy: which tokens to keep; uniform budgets only.
+        policy: which tokens to keep; uniform budgets of tokens, by KV head or by layer.
         rope: how the model rotates keys; read from its config where the policy needs it.
 
     Yields:

@@ -1,7 +1,7 @@
 """LayerSelection and Summary as messages and back.
 
 An answer that cannot be read is the server's mistake, not the caller's: InternalError. Indices are checked here, once:
-whoever gathers with them, perhaps on a GPU, can trust that they are ascending slots of the prompt.
+whoever gathers with them, perhaps on a GPU, can trust that they are ascending slots (or pages) of the prompt.
 """
 
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphkv.terms.errors import InternalError, InvalidInputError
+from graphkv.terms.errors import InvalidInputError
+from graphkv.terms.policy import Policy
 from graphkv.terms.selection import LayerSelection, Summary
 from graphkv_proto import v1 as pb
 from graphkv_proto.messages import _names as names
+from graphkv_proto.messages._outputs import read_outputs, unreadable, write_outputs
 
 __all__ = ["read_layer", "read_summary", "write_layer", "write_summary"]
 
@@ -24,21 +26,24 @@ Indices = npt.NDArray[np.int32]
 
 
 def write_layer(selection: LayerSelection) -> pb.LayerAnswer:
-    """`selection.indices`: integers [rows, B], or a list of rows of any lengths; numpy, or torch on the CPU."""
+    """`selection.indices`: integers [rows, B], a list of rows of any lengths, or [B] where rows share the answer; these and
+    `selection.outputs` numpy, or torch on the CPU. Raises InvalidInputError where an output or the importance is none.
+    """
     offsets = b""
     if isinstance(selection.indices, list):
         offsets = np.cumsum([0, *(len(row) for row in selection.indices)]).astype("<i4").tobytes()
         values = b"".join(np.asarray(row, "<i4").tobytes() for row in selection.indices)
     else:
         values = np.asarray(selection.indices, "<i4").tobytes()
+    shared = selection.granularity != "head"
     own = selection.importance == _CALLER
     return pb.LayerAnswer(
         prompt=selection.prompt,
         layer=selection.layer,
-        rows=len(selection.indices),
+        rows=1 if shared else len(selection.indices),
         values=values,
         offsets=offsets,
-        unit=pb.UNIT_TOKEN,
+        unit=pb.UNIT_TOKEN if selection.page_size is None else pb.UNIT_PAGE,
         num_tokens=selection.num_tokens,
         fingerprint=selection.fingerprint,
         exact=selection.exact,
@@ -46,26 +51,35 @@ def write_layer(selection: LayerSelection) -> pb.LayerAnswer:
         scorer=None if own else names.SCORER.label(selection.importance, "importance"),
         kept_score_ratio=selection.kept_score_ratio,
         changed=selection.changed,
+        outputs=write_outputs(selection.outputs, shared=shared),
     )
 
 
-def read_layer(message: pb.LayerAnswer) -> LayerSelection:
-    """The answer with numpy indices: int32 [rows, B], or a list of rows where they differ in length.
+def read_layer(message: pb.LayerAnswer, *, policy: Policy) -> LayerSelection:
+    """The answer to a call with this policy, in numpy: indices int32 [rows, B], a list of rows where they differ in length,
+    or [B] where the policy has rows share the answer; outputs by name, whichever came.
 
-    Raises InternalError where it is none: a unit that was not asked for, or indices that are no ascending slots.
+    Raises InternalError where it is none: a unit or rows that the policy does not ask for, indices that are no ascending
+    slots or pages, outputs that are not what they are called.
     """
+    shared, unit = policy.granularity != "head", "token" if policy.page_size is None else "page"
     try:
-        names.UNIT.read(message.unit, "unit", ("token",))
+        names.UNIT.read(message.unit, "unit", (unit,))
         caller = names.IMPORTANCE.read(message.importance, "importance") == "caller"
         importance = _CALLER if caller else names.SCORER.read(message.scorer, "scorer")
     except InvalidInputError as error:
-        raise _unreadable(error.message) from None
-    if message.prompt < 0 or message.layer < 0 or not 1 <= message.rows <= _MAX_ROWS or message.num_tokens < 1:
+        raise unreadable(error.message) from None
+    rows = 1 if shared else _MAX_ROWS
+    if message.prompt < 0 or message.layer < 0 or not 1 <= message.rows <= rows or message.num_tokens < 1:
         sizes = f"prompt {message.prompt}, layer {message.layer}, rows {message.rows}, num_tokens {message.num_tokens}"
-        raise _unreadable(f"its sizes are {sizes}")
+        raise unreadable(f"its sizes are {sizes}")
+    if shared and message.offsets:
+        raise unreadable("it has offsets, but one row")
+    outputs = read_outputs(message.outputs, rows=message.rows, num_tokens=message.num_tokens, shared=shared)
+    indices = _indices(message, -(-message.num_tokens // (policy.page_size or 1)), unit)
     return LayerSelection(
         layer=message.layer,
-        indices=_indices(message),
+        indices=indices[0] if shared else indices,
         num_tokens=message.num_tokens,
         kept_score_ratio=message.kept_score_ratio,
         changed=message.changed,
@@ -73,6 +87,9 @@ def read_layer(message: pb.LayerAnswer) -> LayerSelection:
         fingerprint=message.fingerprint,
         prompt=message.prompt,
         exact=message.exact,
+        granularity=policy.granularity,
+        page_size=policy.page_size,
+        outputs=outputs,
     )
 
 
@@ -94,7 +111,7 @@ def read_summary(message: pb.Summary) -> Summary:
         encoding = names.ENCODING.read(message.encoding, "summary.encoding")
         transport = names.TRANSPORT.read(message.transport, "summary.transport")
     except InvalidInputError as error:
-        raise _unreadable(error.message) from None
+        raise unreadable(error.message) from None
     return Summary(
         request_id=message.request_id,
         sent_bytes=message.received_bytes,
@@ -105,30 +122,27 @@ def read_summary(message: pb.Summary) -> Summary:
     )
 
 
-def _indices(message: pb.LayerAnswer) -> Indices | list[Indices]:
+def _indices(message: pb.LayerAnswer, slots: int, unit: str) -> Indices | list[Indices]:
+    """Rows of ascending numbers below `slots`."""
     values, rows = _integers("values", message.values), message.rows
     if message.offsets:
         offsets = _integers("offsets", message.offsets)
         if len(offsets) != rows + 1 or offsets[0] or offsets[-1] != len(values) or bool((np.diff(offsets) < 0).any()):
-            raise _unreadable(f"its offsets do not cut {len(values)} values into {rows} rows")
+            raise unreadable(f"its offsets do not cut {len(values)} values into {rows} rows")
         starts = offsets[1:-1]
     else:
         if len(values) % rows:
-            raise _unreadable(f"its {len(values)} values are no {rows} rows of equal length")
+            raise unreadable(f"its {len(values)} values are no {rows} rows of equal length")
         starts = np.arange(1, rows) * (len(values) // rows)
     climbs = np.diff(values) > 0
     inner = starts[(starts > 0) & (starts < len(values))]
     climbs[inner - 1] = True  # from one row to the next they may fall
-    if len(values) and (values.min() < 0 or values.max() >= message.num_tokens or not climbs.all()):
-        raise _unreadable(f"its values are no ascending slots of {message.num_tokens} tokens")
+    if len(values) and (values.min() < 0 or values.max() >= slots or not climbs.all()):
+        raise unreadable(f"its values are no ascending {unit}s below {slots}")
     return np.split(values, starts) if message.offsets else values.reshape(rows, -1)
 
 
 def _integers(name: str, data: bytes) -> Any:
     if len(data) % 4:
-        raise _unreadable(f"its {name} are {len(data)} bytes, no whole number of int32")
+        raise unreadable(f"its {name} are {len(data)} bytes, no whole number of int32")
     return np.frombuffer(data, "<i4").astype(np.int32)  # a copy: what a caller gets must be writable
-
-
-def _unreadable(what: str) -> InternalError:
-    return InternalError(f"the server's answer cannot be read: {what}")

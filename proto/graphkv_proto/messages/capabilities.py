@@ -1,6 +1,7 @@
 """Capabilities as messages and back. Names of a newer server that are not known here are skipped: nobody can ask for them."""
 
 from graphkv.terms.capabilities import Capabilities
+from graphkv.terms.catalogue import OUTPUTS
 from graphkv.terms.errors import InternalError
 from graphkv_proto import v1 as pb
 from graphkv_proto.messages import _names as names
@@ -27,6 +28,7 @@ def write_capabilities(capabilities: Capabilities) -> pb.GetCapabilitiesResponse
         devices=[capabilities.device],
         replica=capabilities.replica,
         metrics_address=capabilities.metrics_address,
+        outputs=[names.OUTPUT.label(name, "outputs") for name in OUTPUTS],  # all that `read_header` takes
         **listed,
     )
 

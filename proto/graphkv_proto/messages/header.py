@@ -5,7 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from graphkv.terms.always_kept import Range
+from graphkv.terms.catalogue import OUTPUTS
 from graphkv.terms.errors import InvalidInputError, Reason, invalid, unknown_name
+from graphkv.terms.needs import check_outputs
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv_proto import v1 as pb
@@ -17,8 +19,9 @@ __all__ = ["FEATURES", "MAX_PINNED", "MAX_PROMPTS", "MAX_TOKENS", "MINOR", "Head
 
 MINOR = 0
 """The minor version of graphkv.v1 that this is."""
-FEATURES = ("candidates", "token_ranges")
-"""What a caller may require: the narrowed form, and layers whose tokens come in ranges."""
+FEATURES = ("candidates", "token_ranges", "all_scores", "pages", "outputs")
+"""What a caller may require: the narrowed form, layers whose tokens come in ranges, the narrowed form with the scores of all
+tokens, answers in pages, and outputs."""
 MAX_PROMPTS = 2**12
 MAX_PINNED = 2**12
 """Pinned ranges of all prompts together."""
@@ -41,7 +44,8 @@ class Header:
 
     `layers` L of the model, `query_heads` Hq (0 where neither queries nor attention come), `kv_heads` Hkv, `head_dim` d;
     sizes in bytes. `caller_scores`: the caller's scores decide instead of the policy's scorer. `request_id` is "" where
-    the caller gave none, or one that is not 1 to 64 of A-Z a-z 0-9 . _ -.
+    the caller gave none, or one that is not 1 to 64 of A-Z a-z 0-9 . _ -. `outputs`: what the answers hold besides the
+    tokens, names from `graphkv.terms.catalogue.OUTPUTS` that the policy can give.
     """
 
     policy: Policy
@@ -59,6 +63,7 @@ class Header:
     priority: int = 0
     required_features: tuple[str, ...] = ()
     minor: int = MINOR
+    outputs: tuple[str, ...] = ()
 
 
 def write_header(header: Header) -> pb.Header:
@@ -84,6 +89,7 @@ def write_header(header: Header) -> pb.Header:
             for prompt in header.prompts
         ],
         rope=None if header.rope is None else write_rope(header.rope),
+        outputs=[names.OUTPUT.label(output, "outputs") for output in header.outputs],
         priority=header.priority,
     )
 
@@ -125,14 +131,12 @@ def read_header(message: pb.Header, *, features: Collection[str] = FEATURES) -> 
         priority=message.priority,
         required_features=tuple(message.required_features),
         minor=message.minor,
+        outputs=_outputs(message, policy),
     )
 
 
 def _refuse_later_fields(message: pb.Header) -> None:
     """What the contract has for later versions; they fill these checks with what they do instead."""
-    if message.outputs:
-        output = names.OUTPUT.read(message.outputs[0], "outputs[0]")
-        names.refuse("outputs[0]", output, "left out: this version answers tokens alone")
     if message.HasField("shard"):
         names.refuse("shard", names.shown(message.shard.group), "left out: this version joins no shards")
     if message.region_id:
@@ -147,6 +151,15 @@ def _policy(message: pb.Header) -> Policy:
         allowed = f"{policy.fingerprint}, the policy's here: the two ends understand it differently"
         raise invalid("fingerprint", names.shown(message.fingerprint), allowed, reason=Reason.FINGERPRINT)
     return policy
+
+
+def _outputs(message: pb.Header, policy: Policy) -> tuple[str, ...]:
+    """Each once, in the catalogue's order. Raises InvalidInputError where one is not known, or the policy cannot give it."""
+    if len(message.outputs) > len(names.OUTPUT.names):
+        allowed = f"each once, of the {len(names.OUTPUT.names)} there are"
+        raise invalid("outputs", f"{len(message.outputs)} outputs", allowed, reason=Reason.TOO_LARGE)
+    read = [names.OUTPUT.read(number, f"outputs[{place}]", OUTPUTS) for place, number in enumerate(message.outputs)]
+    return check_outputs(policy, read)
 
 
 def _prompts(message: pb.Header) -> tuple[Prompt, ...]:

@@ -1,12 +1,22 @@
 """Policy, Graph and Rope as messages and back, without loss: what is read has the fingerprint of what was written.
 
-A policy travels with every field stated, so that it means the same to two versions with different defaults. What the
-contract has and this version's Policy has not (pages, combine) is refused, never ignored.
+A policy travels with every field stated, so that it means the same to two versions with different defaults; but for
+options, where the catalogue's value stands for what is left out.
 """
 
 from typing import Any
 
-from graphkv.terms.catalogue import BUDGETS, GRANULARITIES, OPTIONS, POOLINGS, SCORERS, SIGNALS, SIMILARITIES, UPDATES
+from graphkv.terms.catalogue import (
+    BUDGETS,
+    COMBINES,
+    GRANULARITIES,
+    OPTIONS,
+    POOLINGS,
+    SCORERS,
+    SIGNALS,
+    SIMILARITIES,
+    UPDATES,
+)
 from graphkv.terms.errors import InvalidInputError, Reason, invalid
 from graphkv.terms.policy import Graph, Policy
 from graphkv.terms.rope import Rope
@@ -33,8 +43,9 @@ def write_policy(policy: Policy) -> pb.Policy:
         pooling=names.POOLING.label(policy.pooling, "policy.pooling"),
         sinks=_int64("policy.sinks", policy.sinks),
         granularity=names.GRANULARITY.label(policy.granularity, "policy.granularity"),
+        page_size=_int64("policy.page_size", policy.page_size),
         page_align=_int64("policy.page_align", policy.page_align),
-        combine=pb.COMBINE_MEAN,
+        combine=names.COMBINE.label(policy.combine, "policy.combine"),
         options=dict(policy.options),
         graph=None if policy.graph is None else _write_graph(policy.graph),
     )
@@ -45,9 +56,6 @@ def read_policy(message: pb.Policy) -> Policy:
     budget = message.WhichOneof("budget")
     if budget is None:
         raise invalid("policy.budget", None, "given: budget_tokens, or budget_ratio")
-    names.COMBINE.read(message.combine, "policy.combine", ("mean",))
-    if message.HasField("page_size"):
-        names.refuse("policy.page_size", message.page_size, "left out: this version keeps tokens one by one")
     for name in sorted(message.options):
         if name not in OPTIONS:
             names.refuse("policy.options", names.shown(name), f"one of {', '.join(sorted(OPTIONS))}")
@@ -57,8 +65,9 @@ def read_policy(message: pb.Policy) -> Policy:
         "budget_allocation": names.BUDGET_ALLOCATION.read(message.budget_allocation, "policy.budget_allocation", BUDGETS),
         "pooling": names.POOLING.read(message.pooling, "policy.pooling", POOLINGS),
         "granularity": names.GRANULARITY.read(message.granularity, "policy.granularity", GRANULARITIES),
+        "combine": names.COMBINE.read(message.combine, "policy.combine", COMBINES),
     }
-    for name in ("window", "pool_width", "sinks", "page_align"):
+    for name in ("window", "pool_width", "sinks", "page_size", "page_align"):
         fields[name] = getattr(message, name) if message.HasField(name) else None
     try:
         graph = _read_graph(message.graph) if message.HasField("graph") else None

@@ -1,7 +1,8 @@
 """Engine: one thread that computes waiting layers in batches on one device and hands each answer to its job.
 
 The event loop adds and drops tasks; the thread takes a batch, computes it, and reports back through the loop. Whatever
-goes wrong in a batch is the failure of the layer that caused it, never of its neighbours. Knows no gRPC.
+goes wrong in a batch is the failure of the layer that caused it, never of its neighbours. Where a policy needs all layers of
+a prompt, finding their budgets, or joining their parts to the one answer, is a batch of its own. Knows no gRPC.
 """
 
 import asyncio
@@ -12,19 +13,18 @@ from typing import Any
 
 import torch
 
-from graphkv.algorithm import Chosen, select_layers
+from graphkv.algorithm import Chosen, Part, allocate, finish, select_layers, selection_of
 from graphkv.terms.errors import DeadlineError, GraphKVError, InternalError, InvalidInputError, OverloadedError, Reason
-from graphkv.terms.selection import LayerSelection
 from graphkv_server import logs
-from graphkv_server.engine.batcher import Task, split, take_batch
-from graphkv_server.engine.job import Job
+from graphkv_server.engine.batcher import Allocation, Joining, Task, Unit, split, take_batch
+from graphkv_server.engine.job import Job, Outcome
 from graphkv_server.engine.transfers import Transfers
+from graphkv_server.engine.work import ready
 from graphkv_server.metrics import Metrics
 
 __all__ = ["Engine"]
 
-Select = Callable[[Sequence[Any]], list[Chosen | InvalidInputError]]
-Outcome = LayerSelection | GraphKVError
+Select = Callable[[Sequence[Any]], list[Chosen | Part | InvalidInputError]]
 
 _RETRY_AFTER = 1.0
 
@@ -52,7 +52,7 @@ class Engine:
         self._select = select
         self._clock = clock
         self._transfers = Transfers(device)
-        self._waiting: list[Task] = []
+        self._waiting: list[Unit] = []
         self._wake = threading.Condition()
         self._stopping = False
         self._computing = 0
@@ -84,22 +84,23 @@ class Engine:
         """A job for one call; use it as a context manager."""
         return Job(self, deadline, self._clock)
 
-    def add(self, task: Task) -> None:
-        """Queues a layer."""
-        task.queued_at = self._clock()
+    def add(self, unit: Unit) -> None:
+        """Queues a layer, or a step over all layers of a prompt."""
+        unit.queued_at = self._clock()
         with self._wake:
-            self._waiting.append(task)
-            self._metrics.queued_rows.inc(task.rows)
+            self._waiting.append(unit)
+            self._metrics.queued_rows.inc(unit.rows)
             self._wake.notify()
 
     def drop(self, job: Job) -> None:
-        """Takes a job's waiting layers out and gives their leases back; one being computed ends by itself."""
+        """Takes what waits of a job out and gives its leases back; what is being computed ends by itself."""
         with self._wake:
-            dropped = [task for task in self._waiting if task.owner is job]
-            self._waiting = [task for task in self._waiting if task.owner is not job]
-        for task in dropped:
-            self._metrics.queued_rows.dec(task.rows)
-            task.lease.give_back()
+            dropped = [unit for unit in self._waiting if unit.owner is job]
+            self._waiting = [unit for unit in self._waiting if unit.owner is not job]
+        for unit in dropped:
+            self._metrics.queued_rows.dec(unit.rows)
+            for lease in unit.leases:
+                lease.give_back()
 
     def _work(self) -> None:
         if self._threads:
@@ -117,39 +118,42 @@ class Engine:
                 self._computing = 0
                 self.batches += 1
 
-    def _run(self, batch: list[Task]) -> None:
+    def _run(self, batch: list[Unit]) -> None:
         started = self._clock()
-        self._metrics.queued_rows.dec(sum(task.rows for task in batch))
-        ready: list[Task] = []
-        for task in batch:
-            if task.owner.closed:
-                self._report(task, DeadlineError("the caller has left"), {})
-            elif task.owner.expired:
-                self._metrics.expired_before_start_total.inc()
+        self._metrics.queued_rows.dec(sum(unit.rows for unit in batch))
+        wanted: list[Unit] = []
+        for unit in batch:
+            if unit.owner.closed:
+                self._report(unit, DeadlineError("the caller has left"), {})
+            elif unit.owner.expired:
+                if not isinstance(unit, Joining):  # whose layers were computed
+                    self._metrics.expired_before_start_total.inc(len(unit.leases))
                 error = DeadlineError("the deadline passed before the layer was computed", reason=Reason.EXPIRED)
-                self._report(task, error, {})
+                self._report(unit, error, {})
             else:
-                ready.append(task)
-        if not ready:
+                wanted.append(unit)
+        if not wanted:
             return
-        self._metrics.batch_rows.observe(sum(task.rows for task in ready))
-        outcomes = self._outcomes(ready)
+        tasks = [unit for unit in wanted if isinstance(unit, Task)]
+        if tasks:
+            self._metrics.batch_rows.observe(sum(task.rows for task in tasks))
+        steps = [unit for unit in wanted if not isinstance(unit, Task)]
+        outcomes = self._outcomes(tasks) if tasks else [self._together(step) for step in steps]
         ended = self._clock()
-        for task, outcome in zip(ready, outcomes, strict=True):
-            seconds = {"queue": started - task.queued_at, "compute": ended - started}
+        for unit, outcome in zip(wanted, outcomes, strict=True):
+            seconds = {"queue": started - unit.queued_at, "compute": ended - started}
             for phase, spent in seconds.items():
                 self._metrics.phase_duration_seconds.labels(phase=phase).observe(spent)
-            self._report(task, outcome, seconds)
+            self._report(unit, outcome, seconds)
 
-    def _report(self, task: Task, outcome: Outcome, seconds: dict[str, float]) -> None:
+    def _report(self, unit: Unit, outcome: Outcome, seconds: dict[str, float]) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(task.owner.answered, task, outcome, seconds)
+            self._loop.call_soon_threadsafe(unit.owner.answered, unit, outcome, seconds)
 
     def _outcomes(self, batch: list[Task]) -> list[Outcome]:
         """One outcome a task. A batch that does not fit is halved; one that breaks is computed layer by layer."""
         try:
-            chosen = self._select(self._transfers.to_device([task.work for task in batch]))
-            return [self._outcome(task, answer) for task, answer in zip(batch, chosen, strict=True)]
+            return self._selected(batch)
         except Exception as error:  # noqa: BLE001  # whatever the algorithm raises ends one request, not the thread
             error.__traceback__ = None  # its frames hold the tensors of the launch that failed
             if len(batch) == 1:
@@ -159,32 +163,51 @@ class Engine:
         self._transfers.release()
         return [outcome for part in parts for outcome in self._outcomes(part)]
 
-    def _outcome(self, task: Task, answer: Chosen | InvalidInputError) -> Outcome:
-        plan = task.work.plan
+    def _selected(self, batch: list[Task]) -> list[Outcome]:
+        works = ready(self._transfers.to_device([task.work for task in batch]))
+        good = [work for work in works if not isinstance(work, InvalidInputError)]
+        chosen = iter(self._select(good))
+        answers = [work if isinstance(work, InvalidInputError) else next(chosen) for work in works]
+        return [self._outcome(task, answer) for task, answer in zip(batch, answers, strict=True)]
+
+    def _outcome(self, task: Task, answer: Chosen | Part | InvalidInputError) -> Outcome:
         if isinstance(answer, InvalidInputError):
-            message = answer.message if task.prompt == 0 else f"prompt {task.prompt}: {answer.message}"
-            return InvalidInputError(message, reason=answer.reason, argument=answer.argument)
-        indices = answer.indices
-        return LayerSelection(
-            layer=plan.layer,
-            indices=[row.cpu().numpy() for row in indices] if isinstance(indices, list) else indices.cpu().numpy(),
-            num_tokens=plan.num_tokens,
-            kept_score_ratio=answer.kept_score_ratio,
-            changed=answer.changed,
-            importance="scores" if plan.caller_scores else plan.policy.scorer,
-            fingerprint=plan.policy.fingerprint,
-            prompt=task.prompt,
-        )
+            return _of_prompt(answer, task.prompt)
+        if isinstance(answer, Part):
+            return self._transfers.to_host(answer)
+        return selection_of(answer, task.work.plan, task.prompt, _to_numpy)
+
+    def _together(self, step: Allocation | Joining) -> Outcome:
+        """The outcome of a step over all layers of a prompt."""
+        try:
+            if isinstance(step, Joining):
+                return selection_of(finish(step.parts), step.parts[0].plan, step.prompt, _to_numpy)
+            return step.allocated(allocate(self._transfers.to_device(step.layers)))
+        except InvalidInputError as error:
+            return _of_prompt(error, step.prompt)
+        except Exception as error:  # noqa: BLE001  # likewise
+            error.__traceback__ = None
+            return self._failure(error)
 
     def _failure(self, error: Exception) -> GraphKVError:
         if _out_of_memory(error):
             self._transfers.release()
-            message = f"this layer alone needs more memory than {self.device} has free now"
+            message = f"what was to be computed at once needs more memory than {self.device} has free now"
             return OverloadedError(message, reason=Reason.OUT_OF_MEMORY, retry_after=_RETRY_AFTER)
         if isinstance(error, GraphKVError):
             return error
         logs.event("engine_failed", level="error", kind=type(error).__name__, text=str(error))
         return InternalError(f"the computation failed ({type(error).__name__}); please report the request id")
+
+
+def _of_prompt(error: InvalidInputError, prompt: int) -> InvalidInputError:
+    """The error, saying which prompt it is about where a call has several."""
+    message = error.message if prompt == 0 else f"prompt {prompt}: {error.message}"
+    return InvalidInputError(message, reason=error.reason, argument=error.argument)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    return tensor.cpu().numpy()
 
 
 def _out_of_memory(error: Exception) -> bool:

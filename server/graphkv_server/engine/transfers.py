@@ -5,16 +5,17 @@ On the CPU nothing moves. Knows no call.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
-from graphkv.candidates import Candidates
-from graphkv.layer import Layer
+from graphkv.algorithm import Part
 from graphkv_server.buffers import Bytes, Pinning
+from graphkv_server.engine.work import Work
 
 __all__ = ["CudaPinning", "Transfers", "pinning_for"]
 
-Work = Layer | Candidates
+Kind = TypeVar("Kind", bound=Work)
 
 
 class Transfers:
@@ -24,7 +25,7 @@ class Transfers:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def to_device(self, batch: Sequence[Work]) -> list[Work]:
+    def to_device(self, batch: Sequence[Kind]) -> list[Kind]:
         """The same layers on the device; on the CPU the very same objects. The current stream waits for the copies."""
         if self._stream is None:
             return list(batch)
@@ -37,12 +38,17 @@ class Transfers:
                 tensor.record_stream(current)  # or its memory could be reused while the launch still reads it
         return moved
 
+    def to_host(self, part: Part) -> Part:
+        """The same part in host memory, where it may wait long and is counted."""
+        moved = {name: tensor.cpu() for name, tensor in _tensors(part).items()}
+        return dataclasses.replace(part, **moved)  # type: ignore[arg-type]  # likewise
+
     def release(self) -> None:
         """Gives memory that torch keeps for later back to the device, after it ran out."""
         if self._stream is not None:
             torch.cuda.empty_cache()
 
-    def _moved(self, work: Work) -> Work:
+    def _moved(self, work: Kind) -> Kind:
         moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in _tensors(work).items()}
         return dataclasses.replace(work, **moved)  # type: ignore[arg-type]  # the fields are the work's own, by name
 
@@ -68,6 +74,6 @@ def pinning_for(device: torch.device) -> Pinning:
     return CudaPinning() if device.type == "cuda" else Pinning()
 
 
-def _tensors(work: Work) -> dict[str, torch.Tensor]:
+def _tensors(work: Work | Part) -> dict[str, torch.Tensor]:
     fields = {entry.name: getattr(work, entry.name) for entry in dataclasses.fields(work)}
     return {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}

@@ -9,10 +9,9 @@ from graphkv_proto import v1 as pb
 from graphkv_server.admission import Admission
 from graphkv_server.assembler import Assembler
 from graphkv_server.buffers import Buffer, BufferPool
+from graphkv_server.engine.work import Work
 from graphkv_server.metrics import Metrics
 
-from graphkv.candidates import Candidates
-from graphkv.layer import Layer
 from graphkv.terms.errors import GraphKVError
 
 __all__ = ["BOUND", "AssemblerCall", "finish"]
@@ -33,13 +32,15 @@ class Recorder:
     """The engine's place: keeps the layers and their leases."""
 
     def __init__(self) -> None:
-        self.layers: dict[tuple[int, int], Layer | Candidates] = {}
+        self.layers: dict[tuple[int, int], Work] = {}
+        self.together: set[int] = set()  # how many layers are answered together, as was said
         self.leases: list[Any] = []
         self.finished = False
 
-    def submit(self, work: Layer | Candidates, lease: Any, *, prompt: int, size: int) -> None:
+    def submit(self, work: Work, lease: Any, *, prompt: int, size: int, layers: int) -> None:
         assert (prompt, work.plan.layer) not in self.layers
         self.layers[prompt, work.plan.layer] = work
+        self.together.add(layers)
         self.leases.append(lease)
 
     def finish(self) -> None:
@@ -51,7 +52,7 @@ class AssemblerCall:
     """One call of the assembler with all it needs; `close` gives everything back and checks the books."""
 
     def __init__(self, header: pb.Header) -> None:
-        self.admission = Admission(Poisoned(BOUND), Metrics(), max_bytes=BOUND, max_requests=1, queue_timeout=1)
+        self.admission = Admission(Poisoned(BOUND), Metrics(), max_bytes=BOUND, max_requests=2, queue_timeout=1)
         self.sink = Recorder()
         self._reservation = self.admission.admit()
         try:

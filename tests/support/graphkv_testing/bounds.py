@@ -9,6 +9,9 @@ every single sum and is far from reached (Higham & Mary 2019, "A new approach to
   group add gamma(w) + gamma(width) + gamma(group) + 4u. From queries, logits are off by (gamma(d) + 4u) * max sum |q k| /
   sqrt(d), which enters a softmax twice (the token's own term and the denominator), plus u * the range of the logits, 3u for
   exp and the division and gamma(n) for the denominator.
+- cake's variances add up squares of differences of weights: what their error is in proportion to is larger than they are
+  (`Importance.terms`). h2o and tova: as above, without pooling. expected_attention: the same, its logits being sums of d^2.
+- keydiff: gamma(n) + 2 gamma(d) + 6u of the terms of the cosine with the mean key, whose own error counts by its length.
 - knorm: gamma(d) / 2 + 2u, relative. The caller's scores are exact; a shift adds one rounding of its result.
 - a cosine: gamma(d) * sum |a b| / (|a| |b|) for the dot product, (gamma(d) + 6u) * |cos| for the two norms and divisions,
   u for a threshold that is not a float32. Unrotating costs each of two vectors 3u (a sum of two products, and its
@@ -24,12 +27,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphkv_testing.reference import SNAP, LayerState, RowState
+from graphkv_testing.graph_steps import LARGEST, SNAP
+from graphkv_testing.states import LayerState, RowState
 
-__all__ = ["LARGEST", "TINY", "UNIT", "Edges", "Scores", "edge_bounds", "gamma", "logs", "score_bounds"]
+__all__ = ["LARGEST", "TINY", "UNIT", "Edges", "Scores", "attention_error", "edge_bounds", "gamma", "logs", "score_bounds"]
 
 UNIT = 2.0**-24
-LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-126
 
 
@@ -72,17 +75,11 @@ class Scores:
 
 def score_bounds(state: LayerState, row: RowState, *, exact_ties: bool = False) -> Scores:
     """`exact_ties`: also hold an implementation to ties of scores that it computes (bit-equal in the reference)."""
-    origin = state.importance
-    relative = 0.0
-    if origin.source in ("queries", "attention"):
-        relative = gamma(origin.window) + gamma(origin.pool_width) + gamma(origin.group) + 4 * UNIT
-    if origin.source == "queries":
-        logit = (gamma(state.head_dim) + 4 * UNIT) * origin.logits
-        relative += 2 * logit + 2 * origin.logits * UNIT + 3 * UNIT + gamma(row.num_tokens)
-    if origin.source == "keys":
-        relative = gamma(state.head_dim) / 2 + 2 * UNIT
+    origin, head = state.importance, row.head
     base = np.where(np.isfinite(row.base), row.base, 0.0)  # the others are no contenders
-    error = relative * np.abs(base)
+    terms = np.abs(base) if origin.terms is None else origin.terms[head]
+    relative = _relative(state, row.num_tokens)
+    error = relative * terms
     raw = (base - error, base + error)
     shifted = raw
     lowest = min(row.contenders, key=lambda j: base[j], default=None)
@@ -93,7 +90,28 @@ def score_bounds(state: LayerState, row: RowState, *, exact_ties: bool = False) 
         if alone or relative == 0:
             wide[result == 0] = 0.0  # no other can be the smallest: s - s is exactly 0
         shifted = (np.maximum(result - wide, 0.0), result + wide)
-    return Scores(raw, shifted, row.base if exact_ties or origin.equal_means_equal else None)
+    return Scores(raw, shifted, row.base if exact_ties or origin.equal in ("all", "row") else None)
+
+
+def _relative(state: LayerState, num_tokens: int) -> float:
+    """The error of a score relative to what its terms add up to (`Importance.terms`)."""
+    origin = state.importance
+    if origin.scorer == "scores":
+        return 0.0
+    if origin.scorer == "knorm":
+        return gamma(state.head_dim) / 2 + 2 * UNIT
+    if origin.scorer == "keydiff":
+        return gamma(num_tokens) + 2 * gamma(state.head_dim) + 6 * UNIT
+    relative = gamma(origin.rows) + gamma(origin.pool_width) + gamma(origin.group) + 4 * UNIT
+    return relative + attention_error(state, num_tokens)
+
+
+def attention_error(state: LayerState, num_tokens: int) -> float:
+    """The relative error of every weight of the attention that a layer's scorer, or its budget, looks at."""
+    logits = state.importance.logits
+    if state.importance.source != "queries":
+        return 0.0
+    return 2 * (gamma(state.head_dim) + 5 * UNIT) * logits + 3 * UNIT + gamma(num_tokens)
 
 
 @dataclass

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv_testing.corners import corners, large
-from graphkv_testing.reference import LayerState, select_prompt
+from graphkv_testing.reference import select_prompt
 from graphkv_testing.spec import Spec, draw_spec
+from graphkv_testing.states import LayerState
 
 __all__ = ["Case", "Spec", "corners", "large", "seeded", "specs"]
 

@@ -7,6 +7,7 @@ import torch
 from graphkv import Graph, Policy
 from graphkv.arrays import value_norms
 from graphkv.terms.catalogue import SCORERS
+from graphkv.terms.needs import query_rows, reads_attention
 
 LAYERS, HEADS, GROUP, DIM, VALUE_DIM = 2, 3, 2, 16, 12
 
@@ -16,10 +17,14 @@ def policy_of(scorer: str, budget: int = 40, **fields: Any) -> Policy:
     return Policy(budget, scorer=scorer, graph=Graph(threshold=0.3), **fields)
 
 
-def prompt_for(scorer: str, tokens: int = 131, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """keys and what else the scorer needs, as `select` takes it: arrays of all layers."""
+def prompt_for(
+    scorer: str, tokens: int = 131, *, seed: int = 0, dtype: torch.dtype = torch.float32, policy: Policy | None = None
+) -> dict[str, torch.Tensor]:
+    """keys and what else the scorer (or its `policy`, which may look further) needs, as `select` takes it: arrays of all
+    layers.
+    """
     generator = torch.Generator().manual_seed(seed)
-    terms = SCORERS[scorer]
+    policy, terms = policy or policy_of(scorer), SCORERS[scorer]
 
     def random(*dims: int) -> torch.Tensor:
         return torch.randn(LAYERS, *dims, generator=generator)
@@ -27,8 +32,9 @@ def prompt_for(scorer: str, tokens: int = 131, *, seed: int = 0, dtype: torch.dt
     centers = random(HEADS, 7, DIM)
     choice = torch.randint(7, (LAYERS, HEADS, tokens, 1), generator=generator).expand(-1, -1, -1, DIM)
     inputs = {"keys": centers.gather(2, choice) + 0.4 * random(HEADS, tokens, DIM)}
-    rows = {"window": min(terms.window, tokens), "all": tokens, "any": min(5, tokens), "": 0}[terms.query_rows]
-    if rows:
+    if reads_attention(policy):
+        rows = query_rows(policy, tokens)
+        rows = min(5, tokens) if rows is None else rows
         inputs["queries"] = random(HEADS * GROUP, rows, DIM)
     if "query_mean" in terms.needs:
         spread = random(HEADS * GROUP, DIM, DIM)

@@ -12,7 +12,7 @@ import numpy as np
 
 from graphkv.terms.policy import Graph
 from graphkv_testing.bounds import LARGEST, TINY, UNIT, Edges, Scores, gamma, logs
-from graphkv_testing.reference import RowState
+from graphkv_testing.states import RowState
 
 __all__ = ["Outcome", "judge_order", "replay", "updated_before"]
 

@@ -12,7 +12,7 @@ from graphkv_proto import v1 as pb
 
 from graphkv import Graph, Policy, select
 
-__all__ = ["SELECT", "Outcome", "RawCall", "assert_good", "call", "collect", "raw_policy"]
+__all__ = ["DTYPES", "SELECT", "Outcome", "RawCall", "assert_good", "call", "collect", "raw_policy"]
 
 SELECT = "/graphkv.v1.Compression/Select"
 DTYPES = {

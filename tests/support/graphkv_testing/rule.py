@@ -21,7 +21,7 @@ import numpy as np
 
 from graphkv_testing.bounds import UNIT, Scores, edge_bounds, gamma, score_bounds
 from graphkv_testing.open_orders import Outcome, judge_order, replay, updated_before
-from graphkv_testing.reference import GraphState, LayerState, RowState
+from graphkv_testing.states import GraphState, LayerState, RowState
 
 __all__ = ["LayerVerdict", "RowVerdict", "judge_layer", "judge_row", "judge_selection", "rows_of"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphkv.terms.policy import Graph, Policy
-from graphkv_testing.reference import always_kept, layer_budgets
+from graphkv_testing.budgets_reference import always_kept, layer_budgets
 
 __all__ = ["Choose", "Spec", "draw_spec"]
 
