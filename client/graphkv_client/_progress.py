@@ -38,8 +38,12 @@ class Progress:
         self._ours = True
 
     def moved(self) -> None:
-        """A message was handed over, or an answer came: now it is the replica's turn."""
+        """A message was handed over: now it is the replica's turn."""
         self._ours = False
+        self.sign()
+
+    def sign(self) -> None:
+        """An answer came."""
         self._last = self._clock()
         self._asked = self._there = False
 

@@ -70,7 +70,6 @@ class Replicas:
     Args:
         given: the address the client was made with.
         locate: whether to ask who serves.
-        spread: whether the given address stands for several hosts that gRPC spreads calls over.
         near: whether a seat is on this host.
     """
 
@@ -79,7 +78,6 @@ class Replicas:
         given: str,
         *,
         locate: bool,
-        spread: bool,
         clock: Callable[[], float],
         chance: random.Random,
         near: Callable[[Seat], bool],
@@ -88,13 +86,14 @@ class Replicas:
         self._chance = chance
         self._near = near
         self._locates = locate
-        self._spread = spread
         self._salt = chance.randbytes(8)
         self._next_locate = clock()
         self._last_locate = -_LOCATE_INTERVAL
         self._locating = False
         self._listed: list[Replica] = []
         self.given = Replica(given, Breaker(clock, threshold=_GIVEN_THRESHOLD, jitter=chance.uniform))
+        self.spread = False
+        """Whether the given address stands for several hosts that gRPC spreads calls over."""
         self.located = not locate
         """Whether it is known who serves, or that nobody tells."""
 
@@ -102,6 +101,11 @@ class Replicas:
     def all(self) -> list[Replica]:
         """The listed ones, and the given one."""
         return [*self._listed, *([] if self.given in self._listed else [self.given])]
+
+    @property
+    def ready(self) -> bool:
+        """Whether one of those who serve can be called, as far as anybody was named."""
+        return not self._listed or any(replica.breaker.closed for replica in self._listed)
 
     @property
     def hopeless(self) -> bool:
@@ -120,7 +124,7 @@ class Replicas:
         eager = [replica for replica in fresh if replica.paused_until <= now]
         if fresh:
             return self._of_two(eager or fresh)
-        given_is_fresh = self.given.breaker.closed and (self._spread or self.given not in tried)
+        given_is_fresh = self.given.breaker.closed and (self.spread or self.given not in tried)
         if ready and not given_is_fresh:
             return self._of_two(ready)
         return self.given
@@ -129,17 +133,17 @@ class Replicas:
         """Whether a replica that was not tried would take a call now."""
         now = self._clock()
         ready = [replica for replica in self.all if replica.breaker.closed and replica.paused_until <= now]
-        return any(replica not in tried or (replica is self.given and self._spread) for replica in ready)
+        return any(replica not in tried or (replica is self.given and self.spread) for replica in ready)
 
-    def failed(self, replica: Replica, *, deep: bool = False) -> None:
+    def failed(self, replica: Replica, *, deep: bool = False, silent: bool = False) -> None:
         """It did not answer, or said that it goes: it is left alone until a probe (`deep`: doing work) was answered.
 
-        Who serves is asked again soon.
+        `silent`: there was no sign of it at all. Who serves is asked again soon.
         """
-        if replica is self.given and not self.elsewhere((replica,)):
+        if replica is self.given and not silent and not self.elsewhere((replica,)):
             replica.breaker.failed(deep=deep)  # there may be others behind the address
         else:
-            replica.breaker.open(deep=deep)
+            replica.breaker.open(deep=deep or silent)
         self._locate_soon()
 
     def pause(self, replica: Replica, seconds: float) -> None:
@@ -158,7 +162,7 @@ class Replicas:
     def seats(self, seats: Sequence[Seat]) -> None:
         """Locate's answer."""
         self._asked(_LOCATE_INTERVAL)
-        if self._spread and len(seats) == 1:  # a server without peers, of which the address has several
+        if self.spread and len(seats) == 1:  # a server without peers, of which the address has several
             seats = ()
         known = {(replica.name, replica.address): replica for replica in self._listed}
         listed = []

@@ -7,6 +7,7 @@ was slow, is sent again only from the budget, so that callers cannot make an ove
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from graphkv.terms.errors import DeadlineError, GraphKVError, OverloadedError, Reason, UnavailableError
 
@@ -58,11 +59,14 @@ class Tries:
         self._clock = clock
         self._jitter = jitter
         self._deadline = clock() + limit
+        self.limit = limit
         self._budget = budget
         self._max_attempts = max_attempts
         self._resends = 0
         self._corrupted = False
         self.attempts = 0
+        self.tried: list[Any] = []
+        """The replicas it was sent to."""
         budget.called()
 
     @property

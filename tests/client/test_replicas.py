@@ -21,14 +21,11 @@ def clock() -> Clock:
 
 
 def replicas(clock: Clock, *, locate: bool = True, spread: bool = False, seed: int = 1) -> Replicas:
-    return Replicas(
-        "given:1",
-        locate=locate,
-        spread=spread,
-        clock=clock,
-        chance=random.Random(seed),
-        near=lambda seat: "near" in seat.address,
+    known = Replicas(
+        "given:1", locate=locate, clock=clock, chance=random.Random(seed), near=lambda seat: "near" in seat.address
     )
+    known.spread = spread
+    return known
 
 
 def seats(*names: str, load: float = 0.0) -> list[Seat]:
@@ -215,6 +212,16 @@ def test_a_replica_that_is_no_longer_named_gets_no_calls_and_comes_back_through_
     assert [errand.replica.name for errand in known.errands() if not errand.locate] == ["a"]
     known.probed(by_name(known, "a"), "a")
     assert set(picks(known)) == {"a:1", "b:1"}
+
+
+def test_a_silent_given_address_is_left_alone_at_once(clock: Clock) -> None:
+    known = replicas(clock)
+    known.nobody_tells()
+    known.failed(known.given, silent=True)
+    assert known.hopeless
+    clock.now += 1
+    (probe,) = [errand for errand in known.errands() if not errand.locate]
+    assert probe.deep
 
 
 def test_a_restarted_replica_at_the_same_address_is_another_one(clock: Clock) -> None:
