@@ -90,7 +90,7 @@ def _kept_all(terms: CallTerms, prompt: Unanswered) -> list[LayerSelection]:
             continue  # one answer for all, which has layer 0
         heads = () if policy.granularity != "head" else (prompt.kv_heads,)
         slots = prompt.tokens if policy.page_size is None else -(-prompt.tokens // policy.page_size)
-        indices = np.ascontiguousarray(np.broadcast_to(np.arange(slots, dtype=np.int32), (*heads, slots)))
+        indices = np.broadcast_to(np.arange(slots, dtype=np.int32), (*heads, slots)).copy()  # the caller's own
         outputs = _all_kept_outputs(heads, prompt.tokens)
         found.append(
             LayerSelection(

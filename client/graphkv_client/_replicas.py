@@ -19,7 +19,7 @@ __all__ = ["Errand", "Replica", "Replicas", "Seat", "is_near"]
 MAX_REPLICAS = 16
 """Replicas that one client calls; of larger fleets a random part, so that not everybody is connected with everybody."""
 
-_LOCATE_INTERVAL = 3.0
+_LOCATE_INTERVAL = 2.0
 _SOONEST_LOCATE = 0.25
 _UNANSWERED_INTERVAL = 60.0
 _GIVEN_THRESHOLD = 3
@@ -200,7 +200,7 @@ class Replicas:
     def _guide(self) -> Replica:
         """Who is asked who serves."""
         ready = [replica for replica in self._listed if replica.breaker.closed]
-        return self._chance.choice(ready) if ready else self.given
+        return self._chance.choice(ready or self.all)  # who drains may still know the others
 
     def _unproven(self, seat: Seat) -> Replica:
         breaker = Breaker(self._clock, proven=False, jitter=self._chance.uniform)
