@@ -106,8 +106,7 @@ def _about(
     shown: str | None = None,
     alone: str | None = None,
 ) -> dict[str, Any]:
-    """What is known of one field: how text becomes a value, what is allowed (in words), the help text, and what the flag
-    alone says."""
+    """What is known of a field: how text becomes a value, what is allowed (in words), its help, what its flag alone says."""
     return {"parse": parse, "allowed": allowed, "help": text, "group": group, "least": least, "shown": shown, "alone": alone}
 
 

@@ -97,8 +97,10 @@ def least_loaded(seats: Iterable[Seat], random_: random.Random) -> list[Seat]:
 
 
 def rendezvous(key: str, addresses: Iterable[str]) -> list[str]:
-    """The addresses by their rank for `key` (highest random weight): who asks with the same list gets the same order, and
-    an address that comes or goes moves only the keys that are its own."""
+    """The addresses by their rank for `key` (highest random weight).
+
+    Who asks with the same list gets the same order; an address that comes or goes moves only the keys that are its own.
+    """
     return sorted(addresses, key=lambda address: hashlib.blake2b(f"{key} {address}".encode(), digest_size=8).digest())
 
 

@@ -83,7 +83,8 @@ class Pulse:
             beating = now - self._beat_at <= PAUSE_AFTER and self._failures < _FAILURES
             if beating != self.beating:
                 self.beating = beating
-                logs.event("engine_beats" if beating else "engine_silent", level="warning", seconds=round(now - self._beat_at, 3))
+                event = "engine_beats" if beating else "engine_silent"
+                logs.event(event, level="warning", seconds=round(now - self._beat_at, 3))
                 await self._paused(not beating)
             await asyncio.sleep(PERIOD)
 

@@ -4,7 +4,7 @@
 builds the same. `serve build` takes no function and no arguments: it reads `graphkv_server.ray:default_app`.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ray import serve
@@ -29,19 +29,23 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    replicas: int = Field(1, ge=1, description="Replicas; with a larger max_replicas the fewest there are.")
-    max_replicas: int | None = Field(None, ge=1, description="The most replicas; left out: no autoscaling.")
-    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for a replica: a share below 1, or a whole number.")
-    cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for a replica.")
-    surge_percent: int = Field(100, ge=0, le=100, description="Replicas that a rolling update may start beside the old ones.")
-    target_bytes_ratio: float = Field(0.5, gt=0, le=1, description="Share of its bytes in flight that a replica should hold.")
-    target_rows: float = Field(2048.0, gt=0, description="Rows in flight that a replica should have.")
-    up_delay: float = Field(10.0, ge=0, description="Seconds above the target after which replicas are added.")
-    down_delay: float = Field(300.0, ge=0, description="Seconds below the target after which replicas are taken away.")
-    settings: dict[str, str | int | float] = Field(
-        default_factory=lambda: {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0"},
-        description="Settings of each replica, as graphkv-serve's flags: address, metrics_address, grace, ...",
-    )
+    replicas: Annotated[int, Field(ge=1, description="Replicas; with a larger max_replicas the fewest there are.")] = 1
+    max_replicas: Annotated[int | None, Field(ge=1, description="The most replicas; left out: no autoscaling.")] = None
+    gpus: Annotated[float, Field(ge=0, description="GPUs reserved for a replica: a share below 1, or a whole number.")] = 0.0
+    cpus: Annotated[float, Field(ge=0, description="CPUs reserved for a replica.")] = 1.0
+    surge_percent: Annotated[
+        int, Field(ge=0, le=100, description="New replicas a rolling update starts before old ones end.")
+    ] = 100
+    target_bytes_ratio: Annotated[
+        float, Field(gt=0, le=1, description="Share of its bytes in flight a replica should hold.")
+    ] = 0.5
+    target_rows: Annotated[float, Field(gt=0, description="Rows in flight a replica should have.")] = 2048.0
+    up_delay: Annotated[float, Field(ge=0, description="Seconds above the target until replicas are added.")] = 10.0
+    down_delay: Annotated[float, Field(ge=0, description="Seconds below the target until replicas are taken away.")] = 300.0
+    settings: Annotated[
+        dict[str, str | int | float],
+        Field(description="Settings of each replica, as graphkv-serve's flags: address, metrics_address, grace, ..."),
+    ] = {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0"}  # pydantic copies it
 
     @field_validator("settings")
     @classmethod
@@ -75,7 +79,7 @@ def app(args: Arguments) -> Application:
         options["num_replicas"] = args.replicas
     else:
         options["autoscaling_config"] = _autoscaling(args, args.max_replicas)
-    deployment = serve.deployment(ServedReplica, name=DEPLOYMENT).options(**options)
+    deployment = serve.deployment(name=DEPLOYMENT, **options)(ServedReplica)
     return deployment.bind(APPLICATION, dict(args.settings), args.cpus)
 
 

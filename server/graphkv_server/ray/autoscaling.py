@@ -11,6 +11,7 @@ around any steady demand can do, so those change nothing.
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,11 +47,16 @@ class Rule:
 
 @dataclass
 class Memory:
-    """What a decision leaves for the next: the demands of the last `down_delay` seconds, as (time, demand)."""
+    """What a decision leaves for the next.
+
+    `since`: when the replicas last changed. `peaks`: (time, demand) of the last `down_delay` seconds, without those that a
+    later one is at least as high as: the first is the highest. `above`: demands since it was first too high, and when.
+    """
 
     since: float | None = None
-    samples: list[tuple[float, float]] = field(default_factory=list)
+    peaks: deque[tuple[float, float]] = field(default_factory=deque)
     above_since: float | None = None
+    above: list[float] = field(default_factory=list)
 
 
 def demand(rule: Rule, bytes_ratios: list[float], rows: list[float]) -> float:
@@ -65,22 +71,24 @@ def decide(rule: Rule, memory: Memory, now: float, replicas: int, wanted: float,
     """
     if memory.since is None:
         memory.since = now
-    memory.samples.append((now, wanted))
-    memory.samples = [sample for sample in memory.samples if sample[0] >= now - max(rule.down_delay, rule.up_delay)]
     if not rule.least <= replicas <= rule.most:
         return _changed(memory, now, min(max(replicas, rule.least), rule.most))
+    while memory.peaks and memory.peaks[-1][1] <= wanted:
+        memory.peaks.pop()
+    memory.peaks.append((now, wanted))
+    while memory.peaks[0][0] < now - rule.down_delay:
+        memory.peaks.popleft()
     if wanted > UP * replicas and complete:
         if memory.above_since is None:
             memory.above_since = now
+        memory.above.append(wanted)
         if now - memory.above_since >= rule.up_delay and replicas < rule.most:
-            recent = [one for time, one in memory.samples if time >= memory.above_since]
-            target = math.ceil(sum(recent) / len(recent))
+            target = math.ceil(sum(memory.above) / len(memory.above))
             return _changed(memory, now, min(max(target, replicas + 1), rule.most))
         return replicas
-    memory.above_since = None
+    memory.above_since, memory.above = None, []
     if now - memory.since >= rule.down_delay:
-        most_wanted = max(one for _, one in memory.samples)
-        target = max(rule.least, math.ceil(most_wanted / DOWN - 1e-9))
+        target = max(rule.least, math.ceil(memory.peaks[0][1] / DOWN - 1e-9))
         if target < replicas:
             return _changed(memory, now, target)
     return replicas
@@ -88,7 +96,7 @@ def decide(rule: Rule, memory: Memory, now: float, replicas: int, wanted: float,
 
 def _changed(memory: Memory, now: float, target: int) -> int:
     """After a change the replicas are others, and so is what was seen: all of it begins anew."""
-    memory.since, memory.above_since, memory.samples = now, None, []
+    memory.since, memory.peaks, memory.above_since, memory.above = now, deque(), None, []
     return target
 
 

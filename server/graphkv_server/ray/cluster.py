@@ -97,7 +97,8 @@ class Cluster:
         logging: dict[str, Any] = {"configure_logging": False, "log_to_driver": True}
         try:
             if self._own:
-                self._folder = tempfile.mkdtemp(prefix="gkv-", dir=None if len(tempfile.gettempdir()) < _LONGEST_FOLDER else "/tmp")  # noqa: S108
+                short = len(tempfile.gettempdir()) < _LONGEST_FOLDER
+                self._folder = tempfile.mkdtemp(prefix="gkv-", dir=None if short else "/tmp")  # noqa: S108
                 ray.init(
                     address="local",
                     num_cpus=_cpus(config),
@@ -183,4 +184,3 @@ def _children() -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(child) for child in task.read_text().split()]
     return found
-

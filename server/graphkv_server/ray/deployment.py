@@ -8,6 +8,7 @@ import contextlib
 import ipaddress
 import math
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ class ServedReplica:
     async def __init__(self, application: str, settings: Mapping[str, object], cpus: float) -> None:  # type: ignore[misc]
         given = config.from_values(settings)
         self._config = given if given.threads else replace(given, threads=max(1, math.ceil(cpus)))
-        logs.configure(given.log_level)
+        logs.configure(given.log_level, sys.__stderr__)  # Serve puts its own in the place of sys.stderr
         tune_process()
         from graphkv_server.replica import Replica  # torch reads the settings made above when it is loaded
 

@@ -21,8 +21,8 @@ from graphkv_server.ray.watch import MOST, Watch
 
 __all__ = ["CHANNEL_OPTIONS", "PERIOD", "PeerDirectory"]
 
-PERIOD = 0.75
-"""Seconds between two probes of one replica, and the time one may take: frozen ones are lost after four, within 4 s."""
+PERIOD = 0.5
+"""Seconds between two probes of one replica, and the time one may take: who is frozen is lost within 3 s."""
 REGISTER_PERIOD = 2.0
 """Seconds between two looks into the register."""
 
@@ -54,6 +54,7 @@ class PeerDirectory:
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
         """The probe, as other replicas ask it."""
+        handler: grpc.RpcMethodHandler[bytes, dict[str, Any]]
         handler = grpc.unary_unary_rpc_method_handler(self._answer, response_serializer=_to_json)
         return (grpc.method_handlers_generic_handler(_SERVICE, {_PROBE: handler}),)
 
@@ -87,12 +88,12 @@ class PeerDirectory:
         """Who may be called; for a shard group the one that every replica names for it."""
         own = self._seat() if self._seat else None
         if group:
-            for address, seat in self._watch.ranked(group, own):
-                if seat is None:
+            for address in self._watch.ranked(group, own):
+                if self._watch.unknown(address):
                     await self._probe(address)
-                    seat = next((one for one in self._watch.seats(own) if one.address == address), None)
-                if seat is not None:
-                    return [seat]
+                found = [seat for seat in self._watch.seats(own) if seat.address == address]
+                if found:
+                    return found
             return []
         seats = self.seats()
         return seats[:limit] if limit > 0 else seats
@@ -106,8 +107,8 @@ class PeerDirectory:
     async def _answer(self, request: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> dict[str, Any]:
         if self._seat is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no replica is here")
-        own = self._seat() if self._seat else None
-        return {"seat": asdict(own) if own else {}, "others": [seat.address for seat in self._watch.live()]}
+            raise RuntimeError  # abort has raised
+        return {"seat": asdict(self._seat()), "others": [seat.address for seat in self._watch.live()]}
 
     async def _read_register(self) -> None:
         while True:
@@ -132,7 +133,7 @@ class PeerDirectory:
             await asyncio.sleep(PERIOD * spread.uniform(0.9, 1.0))
 
     async def _probe(self, address: str) -> None:
-        ask = self.channel(address).unary_unary(f"/{_SERVICE}/{_PROBE}", response_deserializer=json.loads)
+        ask: Any = self.channel(address).unary_unary(f"/{_SERVICE}/{_PROBE}", response_deserializer=json.loads)
         try:
             answer = await ask(b"", timeout=PERIOD)
             seat = Seat(**answer["seat"])

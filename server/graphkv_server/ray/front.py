@@ -1,4 +1,4 @@
-"""The front: the address that callers are given under `--ray`. It answers Locate, health and capabilities, and passes Select on.
+"""The front: the address callers are given under `--ray`. It answers Locate, health and capabilities, and passes Select on.
 
 Callers that can reach the replicas go there; what passes through here is slower, and for those who cannot. It stands in the
 process that the operator started, and needs neither Serve nor Ray's head. Knows no message but Locate's.
@@ -72,7 +72,7 @@ class Front:
 
     async def seats(self, number: int) -> list[Seat]:
         """The replicas, once there are so many."""
-        while len(seats := self._directory.seats()) < number:
+        while len(seats := self._directory.seats()) < number:  # noqa: ASYNC110  # others find out by asking, too
             await asyncio.sleep(0.05)
         return seats
 
@@ -133,11 +133,11 @@ class Front:
 
     async def _get_capabilities(self, request: bytes, context: Context) -> bytes:
         seat = await self._chosen(context)
-        call = self._call(seat, service.GET_CAPABILITIES)(request, timeout=context.time_remaining(), metadata=_passed_on(context))
+        ask = self._call(seat, service.GET_CAPABILITIES)
         try:
-            return bytes(await call)
+            return bytes(await ask(request, timeout=context.time_remaining(), metadata=_passed_on(context)))
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "", error.trailing_metadata())
+            await _ends_like(context, error)
             raise
 
     async def _select(self, requests: AsyncIterator[bytes], context: Context) -> None:
@@ -148,7 +148,7 @@ class Front:
             async for answer in call:
                 await context.write(answer)
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "", error.trailing_metadata())
+            await _ends_like(context, error)
         finally:
             upward.cancel()
             call.cancel()
@@ -174,6 +174,10 @@ async def _upward(requests: AsyncIterator[bytes], call: Any) -> None:
         await call.done_writing()
     except (grpc.aio.BaseError, asyncio.InvalidStateError):
         return  # the call is over: who reads its answers says why
+
+
+async def _ends_like(context: Context, error: grpc.aio.AioRpcError) -> None:
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
 def _passed_on(context: Context) -> list[tuple[str, str | bytes]]:

@@ -13,7 +13,7 @@ from graphkv_server.directory import Seat, least_loaded, rendezvous
 
 __all__ = ["FORGET_AFTER", "MISSES", "MOST", "Watch"]
 
-MISSES = 4
+MISSES = 5
 """Probes without an answer after which a replica is lost."""
 FORGET_AFTER = 120.0
 """Seconds after which an address is forgotten that nobody names and nobody answers at."""
@@ -93,8 +93,7 @@ class Watch:
         serving = [seat for seat in answering if seat.serving]
         return least_loaded(serving or answering, self._random)
 
-    def ranked(self, group: str, own: Seat | None) -> list[tuple[str, Seat | None]]:
-        """Addresses for a shard group by rank, each with its seat where it may be called, or None where nobody knows yet."""
-        seats = {seat.address: seat for seat in self.seats(own)}
-        unknown = {address for address in self._peers if self.unknown(address)}
-        return [(address, seats.get(address)) for address in rendezvous(group, {*seats, *unknown})]
+    def ranked(self, group: str, own: Seat | None) -> list[str]:
+        """Addresses for a shard group by rank: who may be called, and of whom nobody knows yet."""
+        seats = {seat.address for seat in self.seats(own)}
+        return rendezvous(group, seats | {address for address in self._peers if self.unknown(address)})
