@@ -21,6 +21,7 @@ from graphkv_client._arrays import Array
 from graphkv_client._attempts import Attempt
 from graphkv_client._call import Selecting, check_encoding, selecting
 from graphkv_client._channel import closed_error, error_of, is_cancellation
+from graphkv_client._exchange import Exchange
 from graphkv_client._fallback import check_possible, covers
 from graphkv_client._feed import Feed
 from graphkv_client._fleet import Fleet
@@ -35,7 +36,7 @@ from graphkv_client.options import (
     Observer,
     check_timeout,
 )
-from graphkv_client.stream import Exchange, LayerStream
+from graphkv_client.stream import LayerStream
 
 __all__ = ["CompressClient"]
 
