@@ -16,6 +16,7 @@ from graphkv_server.ray.deployment import ServedReplica
 __all__ = ["APPLICATION", "DEPLOYMENT", "Arguments", "app", "default_app"]
 
 APPLICATION = "graphkv"
+"""The application's name where `graphkv-serve --ray` runs it; a Serve config gives it another as it likes."""
 DEPLOYMENT = "Replica"
 
 _AFTER_GRACE = 15.0
@@ -36,6 +37,7 @@ class Arguments(BaseModel):
     surge_percent: Annotated[
         int, Field(ge=0, le=100, description="New replicas a rolling update starts before old ones end.")
     ] = 100
+    start_tries: Annotated[int, Field(ge=1, description="Replicas that may fail to start before an update is given up.")] = 20
     target_bytes_ratio: Annotated[
         float, Field(gt=0, le=1, description="Share of its bytes in flight a replica should hold.")
     ] = 0.5
@@ -70,6 +72,7 @@ def app(args: Arguments) -> Application:
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": args.cpus, "num_gpus": args.gpus},
         "max_surge_percent": args.surge_percent,
+        "max_constructor_retry_count": args.start_tries,
         "graceful_shutdown_timeout_s": grace + _AFTER_GRACE,
         "graceful_shutdown_wait_loop_s": 0.1,  # Serve waits so long for calls of its own, of which there are none
         "health_check_period_s": 5.0,
@@ -80,7 +83,7 @@ def app(args: Arguments) -> Application:
     else:
         options["autoscaling_config"] = _autoscaling(args, args.max_replicas)
     deployment = serve.deployment(name=DEPLOYMENT, **options)(ServedReplica)
-    return deployment.bind(APPLICATION, dict(args.settings), args.cpus)
+    return deployment.bind(dict(args.settings), args.cpus)
 
 
 def _autoscaling(args: Arguments, most: int) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 import ray.util
+from ray import serve
 
 from graphkv_server import config, logs
 from graphkv_server.ray.directory import PeerDirectory
+from graphkv_server.ray.proxied import Proxied
 from graphkv_server.ray.register import Register
 from graphkv_server.tuning import tune_process
 
@@ -27,20 +29,24 @@ _PUT_PERIOD = 10.0
 _TAKE_AWAY_TIMEOUT = 1.0
 
 
-class ServedReplica:
-    """What Serve constructs, asks for its health and its load, and ends. `settings`: fields of ServerConfig by name."""
+class ServedReplica(Proxied):
+    """What Serve constructs, asks for its health and its load, and ends.
 
-    async def __init__(self, application: str, settings: Mapping[str, object], cpus: float) -> None:  # type: ignore[misc]
+    `settings`: fields of ServerConfig by name; `cpus`: threads of one computation, where they say nothing of it.
+    """
+
+    async def __init__(self, settings: Mapping[str, object], cpus: float) -> None:  # type: ignore[misc]
         given = config.from_values(settings)
         self._config = given if given.threads else replace(given, threads=max(1, math.ceil(cpus)))
         logs.configure(given.log_level, sys.__stderr__)  # Serve puts its own in the place of sys.stderr
         tune_process()
         from graphkv_server.replica import Replica  # torch reads the settings made above when it is loaded
 
-        self._register = Register(application)
+        self._register = Register(serve.get_replica_context().app_name)
         self._replica = Replica(self._config, directory=PeerDirectory(self._register.read), host=_this_host())
         await self._replica.start()
         self._replica.watch_engine()
+        self.connect(str(self._replica.address))
         self._putting = asyncio.create_task(self._put())
 
     def check_health(self) -> None:
@@ -65,6 +71,7 @@ class ServedReplica:
         with contextlib.suppress(Exception):  # the head is away: the others find out by themselves
             await asyncio.wait_for(self._register.take_away(replica.seat().address), _TAKE_AWAY_TIMEOUT)
         self._register.close()
+        await self.disconnect()
         await replica.drain(self._config.grace)
         await replica.stop()
 

@@ -1,9 +1,14 @@
 """A real `graphkv-serve --ray`, or a Ray cluster of `ray start`, for tests: its replicas, their processes, and what is left."""
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,10 +19,11 @@ from pathlib import Path
 import grpc
 from graphkv_proto import service
 from graphkv_proto import v1 as pb
+from graphkv_server.ray.environment import prepare
 
 from graphkv_testing.process import Server, serve, wait_until
 
-__all__ = ["Cluster", "free_of", "located", "processes", "serve_many", "traces"]
+__all__ = ["Cluster", "Head", "free_of", "located", "processes", "ray_head", "serve_many", "traces"]
 
 _RAY = re.compile(r"gcs_server|raylet|ray::|/ray/(dashboard|autoscaler|_private)/")
 
@@ -40,6 +46,16 @@ def processes() -> list[Process]:
             rest = (folder / "stat").read_text().rpartition(")")[2].split()
             if title and rest[0] != "Z":
                 found.append(Process(int(folder.name), int(rest[1]), title))
+    return found
+
+
+def below_of(pid: int) -> list[Process]:
+    """The children of a process, their children, and so on."""
+    known, everybody = {pid}, processes()
+    found: list[Process] = []
+    while more := [one for one in everybody if one.parent in known and one.pid not in known]:
+        found += more
+        known |= {one.pid for one in more}
     return found
 
 
@@ -81,12 +97,7 @@ class Cluster:
 
     def descendants(self) -> list[Process]:
         """Every process below the front's."""
-        known, everybody = {self.server.pid}, processes()
-        found: list[Process] = []
-        while more := [one for one in everybody if one.parent in known and one.pid not in known]:
-            found += more
-            known |= {one.pid for one in more}
-        return found
+        return below_of(self.server.pid)
 
     def pids(self, title: str) -> list[int]:
         """The processes below with this in their command line."""
@@ -101,6 +112,79 @@ class Cluster:
         pid = self.pids(title)[0]
         os.kill(pid, number)
         return pid
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray cluster of `ray start --head` on this machine. `environment`: what programs that talk to it need."""
+
+    process: "subprocess.Popen[bytes]"
+    environment: dict[str, str]
+    folder: Path
+
+    def serve(self, *arguments: str) -> str:
+        """Runs Serve's command line tool; what it printed."""
+        command = [str(Path(sys.executable).with_name("serve")), *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=100, check=False)
+        if done.returncode:
+            raise RuntimeError(f"serve {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def deploy(self, config: object) -> None:
+        """`serve deploy` of a config, which JSON can write."""
+        path = self.folder / "config.yaml"
+        path.write_text(json.dumps(config))
+        self.serve("deploy", "--address", self.environment["RAY_DASHBOARD_ADDRESS"], str(path))
+
+    def status(self, application: str = "graphkv") -> str:
+        """What `serve status` says of the application: RUNNING, DEPLOYING, DEPLOY_FAILED..."""
+        text = self.serve("status", "--address", self.environment["RAY_DASHBOARD_ADDRESS"])
+        found = re.search(rf"^  {application}:\n    status: (\w+)", text, re.MULTILINE)
+        return found[1] if found else ""
+
+    def is_running(self, seconds: float = 90.0) -> bool:
+        """Waits until it runs."""
+        return wait_until(lambda: self.status() == "RUNNING", seconds)
+
+
+@contextmanager
+def ray_head(cpus: int = 8) -> Iterator[Head]:
+    """A cluster without replicas, on the loopback, with a token that only its environment holds."""
+    folder = Path(tempfile.mkdtemp(prefix="gkv-", dir="/tmp"))
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GRAPHKV_", "RAY_"))}
+    prepare(environment, own=True)
+    environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{port}"
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0", "--num-gpus=0"]
+    command += [f"--num-cpus={cpus}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    command += ["--include-dashboard=true", "--disable-usage-stats", f"--object-store-memory={80 * 2**20}"]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        if not wait_until(lambda: _says(folder / "output", "Ray runtime started") or process.poll() is not None, 90):
+            raise RuntimeError("ray start hangs")
+        current = folder / "ray_current_cluster"
+        environment["RAY_ADDRESS"] = current.read_text().strip()
+        yield Head(process, environment, folder)
+    finally:
+        below = [one.pid for one in below_of(process.pid)]
+        for pid in (process.pid, *below):  # `ray start --block` leaves them, and takes half a minute for it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        free_of(below, 20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
+
+
+def _says(path: Path, text: str) -> bool:
+    return text in path.read_text(errors="replace")
 
 
 @contextmanager
