@@ -10,7 +10,6 @@ import platform
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from graphkv_client._breaker import Breaker
 
@@ -86,7 +85,7 @@ class Replicas:
         self._chance = chance
         self._near = near
         self._locates = locate
-        self._salt = chance.randbytes(8)
+        self._salt = chance.random()
         self._next_locate = clock()
         self._last_locate = -_LOCATE_INTERVAL
         self._locating = False
@@ -215,8 +214,8 @@ class Replicas:
         part = [seat for seat in ranked if seat.replica not in lost][:MAX_REPLICAS]
         return [*part, *(seat for seat in ranked if seat.replica in lost)]  # which may come back
 
-    def _rank(self, seat: Seat) -> bytes:
-        return blake2b(seat.replica.encode(), key=self._salt, digest_size=8).digest()
+    def _rank(self, seat: Seat) -> int:
+        return hash((self._salt, seat.replica))
 
     def _of_two(self, replicas: Sequence[Replica]) -> Replica:
         """The less busy of two picked at random; on this host first, unless those are nearly full."""
