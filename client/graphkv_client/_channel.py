@@ -39,11 +39,15 @@ def open_aio_channel(address: str) -> Any:
 
 def is_spread(address: str) -> bool:
     """Whether the address is a name that stands for several hosts, as a headless Kubernetes service is. May ask DNS."""
-    target = address.removeprefix("dns:").lstrip("/").rpartition("/")[2]
-    host, colon, port = target.rpartition(":")
-    host = (host if colon and "]" not in port else target).strip("[]")
-    if address.startswith(("unix:", "unix-abstract:", "vsock:")) or not host or _is_ip(host):
-        return address.startswith(("ipv4:", "ipv6:")) and "," in address
+    scheme, _, rest = address.partition(":")
+    if scheme in ("ipv4", "ipv6"):
+        return "," in rest
+    if scheme in ("unix", "unix-abstract", "vsock"):
+        return False
+    target = rest.rpartition("/")[2] if scheme == "dns" else address
+    host = target.strip("[]") if _is_ip(target.strip("[]")) else target.rpartition(":")[0].strip("[]") or target
+    if _is_ip(host):
+        return False
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

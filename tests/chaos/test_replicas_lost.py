@@ -316,3 +316,45 @@ def _next_of(stream: Any) -> Any:
 
 async def _anext_of(stream: Any) -> Any:
     return await asyncio.create_task(anext(stream))
+
+
+def test_streams_leave_a_frozen_replica_too() -> None:
+    with fleet(2) as own:
+
+        def victim() -> Any:
+            (found,) = [each for each in own.members if _in_flight(each)]
+            own.freeze(found)
+            return found
+
+        with CompressClient(own.members[0].address, attempt_timeout=1.5) as client:
+            with client.stream(num_layers=2, policy=POLICY) as stream:
+                stream.put(0, keys=PROMPTS[0]["keys"][0], queries=PROMPTS[0]["queries"][0])
+                _next_of(stream)
+                frozen = victim()
+                stream.put(1, keys=PROMPTS[0]["keys"][1], queries=PROMPTS[0]["queries"][1])
+                (last,) = list(stream)
+                np.testing.assert_array_equal(last.indices, EXPECTED[0].indices[1])  # type: ignore[union-attr]
+                assert stream.summary.attempts == 2
+            own.thaw(frozen)
+            assert frozen.settled()
+
+        async def streamed() -> None:
+            async with (
+                AsyncCompressClient(own.members[0].address, attempt_timeout=1.5) as client,
+                client.stream(num_layers=2, policy=POLICY) as stream,
+            ):
+                await stream.put(0, keys=PROMPTS[0]["keys"][0], queries=PROMPTS[0]["queries"][0])
+                await asyncio.wait_for(_anext_of(stream), 20)
+                frozen = victim()
+                await stream.put(1, keys=PROMPTS[0]["keys"][1], queries=PROMPTS[0]["queries"][1])
+                assert [each.layer async for each in stream] == [1]
+                assert stream.summary.attempts == 2
+                own.thaw(frozen)
+                # calls of their own, meanwhile: the other one answers
+                frozen = own.members[1]
+                own.freeze(frozen)
+                for _ in range(6):
+                    check(await client.select(**PROMPTS[1], policy=POLICY), EXPECTED[1])
+                own.thaw(frozen)
+
+        asyncio.run(streamed())

@@ -227,7 +227,7 @@ class _World:
     def run(self) -> Outcome:
         for number in range(self.given.callers):
             caller = _Caller(self, number)
-            self.after(caller.chance.uniform(0, self.thinking), caller.call)  # as many a second from the start
+            caller.think()  # as many calls a second from the start: thinking has no memory
         doomed = self.servers[1 : 1 + round(self.given.killed * len(self.servers))]
         for server in doomed:
             self.after(self.given.seconds / 2, server.die)
