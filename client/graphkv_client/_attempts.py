@@ -84,6 +84,18 @@ class Attempts:
         self.running.add(attempt)
         return attempt
 
+    def patience(self, attempt: Attempt) -> float:
+        """Seconds that a question may take which a replica answers at once."""
+        return min(attempt.call.remaining, self._silence(attempt.call))
+
+    def unanswered(self, attempt: Attempt, error: GraphKVError) -> GraphKVError:
+        """The error of such a question: where the call has time left, the replica gave no sign of life."""
+        if not isinstance(error, DeadlineError) or attempt.call.remaining <= 0:
+            return error
+        self._report(attempt)
+        attempt.loss = self._dead(attempt)
+        return attempt.loss
+
     def ended(self, attempt: Attempt, error: BaseException | None) -> None:
         """It is over: answered, or failed with an error. What is no GraphKVError, or was our own fault, tells nothing."""
         self.running.discard(attempt)
@@ -131,8 +143,11 @@ class Attempts:
         self._report(attempt)
         other = self.replicas.elsewhere(attempt.call.tried) or self._options.falls_back
         if other and attempt.call.may_leave(paid=False):
-            seconds = self._silence(attempt.call)
-            attempt.give_up(UnavailableError(f"{attempt.replica.address} gave no sign of life for {seconds:g} seconds"))
+            attempt.give_up(self._dead(attempt))
+
+    def _dead(self, attempt: Attempt) -> UnavailableError:
+        seconds = self._silence(attempt.call)
+        return UnavailableError(f"{attempt.replica.address} gave no sign of life for {seconds:g} seconds")
 
     def _leave_slow(self, attempt: Attempt) -> None:
         """The budget pays, since whoever is busy does the work in vain."""

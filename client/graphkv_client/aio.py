@@ -194,18 +194,16 @@ class AsyncCompressClient:
     async def _asked(self, attempt: Attempt, call: Tries) -> Any:
         """One replica's answer for its capabilities. Raises GraphKVError, or CancelledError where the task was."""
         try:
-            asked = attempt.line.capabilities(messages.write_capabilities_request(), timeout=call.remaining)
-            attempt.cancel = asked.cancel
-            return await asked
+            return await attempt.line.capabilities(messages.write_capabilities_request(), timeout=self._fleet.patience(attempt))
         except grpc.aio.UsageError as error:  # gRPC's word for a closed channel
             raise closed_error("client") from error
         except grpc.RpcError as error:
-            raise error_of(error) from error
+            raise self._fleet.unanswered(attempt, error_of(error)) from error
         except asyncio.CancelledError as error:
             if is_task_cancelled():
                 raise
-            attempt.own_fault = attempt.loss is None
-            raise attempt.loss or closed_error("client") from error
+            attempt.own_fault = True
+            raise closed_error("client") from error
 
     async def ping(self, *, timeout: float | None = None) -> float:  # noqa: ASYNC109  # as above
         """Seconds from here to the service and back. Raises UnavailableError where none answers."""

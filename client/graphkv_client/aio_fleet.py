@@ -84,6 +84,14 @@ class AsyncFleet:
             await asyncio.sleep(min(remaining, TICK))
         return not self.closed and not left()
 
+    def patience(self, attempt: Attempt) -> float:
+        """Seconds that a question may take which a replica answers at once."""
+        return self._attempts.patience(attempt)
+
+    def unanswered(self, attempt: Attempt, error: GraphKVError) -> GraphKVError:
+        """What an error of such a question means."""
+        return self._attempts.unanswered(attempt, error)
+
     def fell_back(self) -> None:
         """A call was answered without the service."""
         if self._options.metrics is not None:

@@ -252,16 +252,12 @@ class CompressClient:
     def _asked(self, attempt: Attempt, call: Tries) -> Any:
         """One replica's answer for its capabilities. Raises GraphKVError."""
         try:
-            asked = attempt.line.capabilities.future(messages.write_capabilities_request(), timeout=call.remaining)
-            attempt.cancel = asked.cancel
-            return asked.result()
+            return attempt.line.capabilities(messages.write_capabilities_request(), timeout=self._fleet.patience(attempt))
         except ValueError as error:  # gRPC's word for a closed channel
             raise closed_error("client") from error
-        except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            if attempt.loss is not None:
-                raise attempt.loss from error
-            attempt.own_fault = self._fleet.closed and (is_cancellation(error) or not isinstance(error, grpc.RpcError))
-            raise (closed_error("client") if attempt.own_fault else error_of(error)) from error
+        except grpc.RpcError as error:
+            attempt.own_fault = self._fleet.closed and is_cancellation(error)
+            raise (closed_error("client") if attempt.own_fault else self._fleet.unanswered(attempt, error_of(error))) from error
 
     def ping(self, *, timeout: float | None = None) -> float:
         """Seconds from here to the service and back. Raises UnavailableError where none answers."""
