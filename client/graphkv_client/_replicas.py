@@ -6,6 +6,7 @@ anything: then the given address serves. Says which questions are due; asking th
 also guard this room. No socket; clock and randomness are injected.
 """
 
+import heapq
 import platform
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -90,6 +91,8 @@ class Replicas:
         self._last_locate = -_LOCATE_INTERVAL
         self._locating = False
         self._listed: list[Replica] = []
+        self._part_of = 0  # the fleet that `_part_names` are a part of
+        self._part_names: list[str] = []
         self.given = Replica(given, Breaker(clock, threshold=_GIVEN_THRESHOLD, jitter=chance.uniform))
         self.spread = False
         """Whether the given address stands for several hosts that gRPC spreads calls over."""
@@ -210,12 +213,16 @@ class Replicas:
         if len(seats) <= MAX_REPLICAS:
             return seats
         lost = {replica.name for replica in self._listed if replica.breaker.proven and not replica.breaker.closed}
-        ranked = sorted(seats, key=lambda seat: (not self._near(seat), self._rank(seat)))
-        part = [seat for seat in ranked if seat.replica not in lost][:MAX_REPLICAS]
-        return [*part, *(seat for seat in ranked if seat.replica in lost)]  # which may come back
+        named = {seat.replica: seat for seat in seats}
+        fleet = hash((frozenset(named), frozenset(lost)))
+        if fleet != self._part_of:
+            part = heapq.nsmallest(MAX_REPLICAS, (seat for seat in seats if seat.replica not in lost), key=self._rank)
+            back = (seat for seat in seats if seat.replica in lost)  # which may come back
+            self._part_of, self._part_names = fleet, [seat.replica for seat in (*part, *back)]
+        return [named[name] for name in self._part_names]
 
-    def _rank(self, seat: Seat) -> int:
-        return hash((self._salt, seat.replica))
+    def _rank(self, seat: Seat) -> tuple[bool, int]:
+        return not self._near(seat), hash((self._salt, seat.replica))
 
     def _of_two(self, replicas: Sequence[Replica]) -> Replica:
         """The less busy of two picked at random; on this host first, unless those are nearly full."""

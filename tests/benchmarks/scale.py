@@ -1,6 +1,6 @@
 """How far it scales: thousands of callers, up to a thousand replicas and the autoscaler, on a simulated clock.
 
-usage: ./dev bench scale [--replicas 10 100 1000] [--callers 10000] [--seconds 20] [--busy 0.8] [--service SECONDS]
+usage: ./dev bench scale [--replicas 10 100 1000] [--callers 10000] [--seconds 10] [--busy 0.8] [--service SECONDS]
 
 The simulation runs the client's own rooms (which replica, retry, breaker) and the server's own autoscaling policy; service
 times are those of a real server on this machine, measured first, unless --service gives one. Prints balance, latency and
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--callers", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of simulated time")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of simulated time")
     parser.add_argument("--busy", type=float, default=0.8, help="share of the fleet's time that callers ask for")
     parser.add_argument("--service", type=float, help="seconds of a call, exponentially distributed, instead of measured ones")
     parser.add_argument("--calls", type=int, default=80, help="calls that are measured")
