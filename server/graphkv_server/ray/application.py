@@ -99,7 +99,10 @@ def _autoscaling(args: Arguments, most: int) -> dict[str, Any]:
         "min_replicas": args.replicas,
         "initial_replicas": args.replicas,
         "max_replicas": most,
-        "look_back_period_s": 2.0,  # the policy has windows of its own
+        "look_back_period_s": 3.0,  # the policy has windows of its own
+        "metrics_interval_s": 1.0,
+        "upscale_delay_s": 0.0,  # Serve delays what a policy decides, too, by half a minute and ten minutes
+        "downscale_delay_s": 0.0,
         "policy": {"policy_function": "graphkv_server.ray.autoscaling:Policy", "policy_kwargs": rule},
     }
 

@@ -5,6 +5,7 @@ process that the operator started, and needs neither Serve nor Ray's head. Knows
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,6 +25,7 @@ from graphkv_server.health import Health
 from graphkv_server.listening import StartError, bind, listen, options
 from graphkv_server.metrics import Metrics, MetricsListener
 from graphkv_server.ray.directory import PERIOD, PeerDirectory
+from graphkv_server.ray.passing import passed_on, trailing
 
 __all__ = ["Front"]
 
@@ -143,16 +145,12 @@ class Front:
     async def _select(self, requests: AsyncIterator[bytes], context: Context) -> None:
         seat = await self._chosen(context)
         call = self._call(seat, service.SELECT)(timeout=context.time_remaining(), metadata=_passed_on(context))
-        upward = asyncio.create_task(_upward(requests, call))
         try:
-            async for answer in call:
-                await context.write(answer)
+            async with contextlib.aclosing(passed_on(requests, call)) as answers:
+                async for answer in answers:
+                    await context.write(answer)
         except grpc.aio.AioRpcError as error:
             await _ends_like(context, error)
-        finally:
-            upward.cancel()
-            call.cancel()
-            await asyncio.wait((upward,))
 
     async def _chosen(self, context: Context) -> Seat:
         """The less loaded half of the choices, one of them: loads are a moment old, and others choose, too."""
@@ -166,18 +164,8 @@ class Front:
         return (channel.stream_stream if method.streaming else channel.unary_unary)(method.path)
 
 
-async def _upward(requests: AsyncIterator[bytes], call: Any) -> None:
-    """Passes the caller's messages on, no faster than the replica takes them."""
-    try:
-        async for message in requests:
-            await call.write(message)
-        await call.done_writing()
-    except (grpc.aio.BaseError, asyncio.InvalidStateError):
-        return  # the call is over: who reads its answers says why
-
-
 async def _ends_like(context: Context, error: grpc.aio.AioRpcError) -> None:
-    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+    await context.abort(error.code(), error.details() or "", trailing(error))
 
 
 def _passed_on(context: Context) -> list[tuple[str, str | bytes]]:

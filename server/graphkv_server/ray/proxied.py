@@ -4,7 +4,7 @@ For callers of a cluster that has no front: they ask the proxy to Locate, and go
 for callers that reach nothing else. A Serve config names `graphkv_server.ray:add_compression` in its `grpc_servicer_functions`.
 """
 
-import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +14,7 @@ from graphkv_proto import service
 from graphkv_proto import v1 as pb
 
 from graphkv_server.ray.directory import CHANNEL_OPTIONS
+from graphkv_server.ray.passing import passed_on, trailing
 
 __all__ = ["Proxied", "add_compression"]
 
@@ -34,29 +35,28 @@ class Proxied:
 
     async def Locate(self, request: pb.LocateRequest, grpc_context: Any) -> pb.LocateResponse:  # noqa: N802
         """Which replicas to call."""
-        return await self._unary(service.LOCATE, request, grpc_context)
+        answer: pb.LocateResponse = await self._unary(service.LOCATE, request, grpc_context)
+        return answer
 
     async def GetCapabilities(  # noqa: N802
         self, request: pb.GetCapabilitiesRequest, grpc_context: Any
     ) -> pb.GetCapabilitiesResponse:
         """What this replica can do."""
-        return await self._unary(service.GET_CAPABILITIES, request, grpc_context)
+        answer: pb.GetCapabilitiesResponse = await self._unary(service.GET_CAPABILITIES, request, grpc_context)
+        return answer
 
     async def Select(  # noqa: N802
         self, requests: AsyncIterator[pb.SelectRequest], grpc_context: Any
     ) -> AsyncIterator[pb.SelectResponse]:
         """Prompts in, one message per layer out."""
         call = service.multicallable(self._channel, service.SELECT)()
-        upward = asyncio.create_task(_upward(requests, call))
         try:
-            async for answer in call:
-                yield answer
+            async with contextlib.aclosing(passed_on(requests, call)) as answers:
+                async for answer in answers:
+                    yield answer
         except grpc.aio.AioRpcError as error:
             _ends_like(grpc_context, error)
             raise
-        finally:
-            upward.cancel()
-            call.cancel()
 
     async def _unary(self, method: "service.Method[Any, Any]", request: Any, grpc_context: Any) -> Any:
         try:
@@ -73,16 +73,7 @@ def add_compression(servicer: Any, server: Any) -> None:
     )
 
 
-async def _upward(requests: AsyncIterator[pb.SelectRequest], call: Any) -> None:
-    try:
-        async for message in requests:
-            await call.write(message)
-        await call.done_writing()
-    except (grpc.aio.BaseError, asyncio.InvalidStateError):
-        return  # the call is over: who reads its answers says why
-
-
 def _ends_like(context: Any, error: grpc.aio.AioRpcError) -> None:
     context.set_code(error.code())
     context.set_details(error.details() or "")
-    context.set_trailing_metadata(list(error.trailing_metadata() or ()))
+    context.set_trailing_metadata(list(trailing(error)))

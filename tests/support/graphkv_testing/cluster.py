@@ -161,9 +161,10 @@ def ray_head(cpus: int = 8) -> Iterator[Head]:
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        if not wait_until(lambda: _says(folder / "output", "Ray runtime started") or process.poll() is not None, 90):
-            raise RuntimeError("ray start hangs")
         current = folder / "ray_current_cluster"
+        started = wait_until(lambda: _says(folder / "output", "Ray runtime started") or process.poll() is not None, 90)
+        if not started or not current.exists():
+            raise RuntimeError(f"ray start: {(folder / 'output').read_text(errors='replace')[-3000:]}")
         environment["RAY_ADDRESS"] = current.read_text().strip()
         yield Head(process, environment, folder)
     finally:
