@@ -206,7 +206,7 @@ def test_an_engine_that_fails_every_time_is_dead() -> None:
         replica._engine._select = lambda work: 1 / 0  # type: ignore[assignment, return-value]
         pulse.start()
         await until(lambda: states == [True])
-        with pytest.raises(StuckError, match="failed 3 tiny selections"):
+        with pytest.raises(StuckError, match=r"failed \d tiny selections in a row"):
             pulse.check()
         await pulse.stop()
         await replica.stop()
