@@ -31,6 +31,7 @@ __all__ = [
     "recorded_event",
     "torch_module",
     "wait_for",
+    "zeros",
 ]
 
 Array = Any
@@ -163,6 +164,13 @@ def wait_for(event: Any, array: Any) -> None:
 def copied(array: Any) -> Any:
     """A copy on the array's device."""
     return array.clone() if is_tensor(array) else array.copy()
+
+
+def zeros(example: Any, dims: Sequence[int]) -> Any:
+    """Zeros in these dims, of the example's kind and dtype, on its device; they take next to no memory."""
+    if is_tensor(example):
+        return example.new_zeros(()).expand(*dims)
+    return np.broadcast_to(np.zeros((), example.dtype), tuple(dims))
 
 
 def concatenated(arrays: Sequence[Any], axis: int) -> Any:

@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,20 +16,23 @@ from graphkv.terms.always_kept import Range
 from graphkv.terms.errors import InternalError, Reason, invalid, unknown_name
 from graphkv.terms.selection import LayerSelection, Selection, Summary
 from graphkv_client._arrays import Answer
+from graphkv_client._fallback import WHERE, instead, unanswered
 from graphkv_client._feed import Feed, Place
-from graphkv_client._inputs import CallTerms, prompts_of
+from graphkv_client._inputs import CallTerms, PromptInputs, prompts_of
 from graphkv_client._pieces import Form, Part, Preparation, Work
 from graphkv_client._preparation import preparation_for
 
-__all__ = ["Call", "Selecting", "check_encoding", "selecting", "streaming"]
+__all__ = ["Call", "Selecting", "check_encoding", "fallen_back", "selecting", "streaming"]
 
 
 class Call:
-    """One Select call. With granularity "model" a prompt has one answer, that of layer 0, else one a layer.
+    """One sending of a Select call; sent again it is another. With granularity "model" a prompt has one answer, that of
+    layer 0, else one a layer.
 
     prompts: (n, pinned ranges) of each; form: what its layers look like; answers: the kind of array that the answer for
     (prompt, layer) is wanted in, which a stream adds to as layers come; sizes: the most bytes of each layer of each
-    prompt; in_pieces: whether layers come one by one, so that each is sent at once instead of together with the next.
+    prompt; in_pieces: whether layers come one by one, so that each is sent at once instead of together with the next;
+    request_id: that of the attempt before, where the call is sent again.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class Call:
         sizes: Sequence[int],
         encoding: str,
         in_pieces: bool,
+        request_id: str | None = None,
     ) -> None:
-        self.request_id = os.urandom(16).hex()
+        self.request_id = request_id or os.urandom(16).hex()
         self._terms = terms
         self._prompts = prompts
         self._kv_heads = form.shapes.kv_heads
@@ -138,14 +142,15 @@ class Call:
             what = f"{missing} {each}" if missing else "its summary"
             raise InternalError(f"the service ended its answer without {what}", request_id=self.request_id)
 
-    def summary(self, *, seconds: Mapping[str, float]) -> Summary:
-        """What the call took: our own phases beside the service's."""
+    def summary(self, *, seconds: Mapping[str, float], attempts: int = 1) -> Summary:
+        """What the call took: our own phases beside the service's. `attempts`: how often it was sent, in all."""
         theirs = self._summary or Summary()
         return replace(
             theirs,
             request_id=self.request_id,
             sent_bytes=self.sent_bytes,
             encoding=self._encoding,
+            attempts=attempts,
             seconds={**self._preparation.seconds, **theirs.seconds, **seconds},
         )
 
@@ -195,11 +200,22 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """A call all of whose layers are there: `select()`. `batched`: whether a list of prompts came."""
+    """A call all of whose layers are there: `select()`.
+
+    terms, inputs: what was asked of which prompts; batched: whether they came as a list; make: another sending of the
+    call, by its request id.
+    """
 
     call: Call
     works: tuple[Work, ...]
+    terms: CallTerms
+    inputs: tuple[PromptInputs, ...]
     batched: bool
+    make: Callable[[str], Call]
+
+    def again(self) -> "Selecting":
+        """The same, to be sent once more: every array is read anew."""
+        return replace(self, call=self.make(self.call.request_id))
 
     def requests(self) -> Iterator[Any]:
         """All its messages; each layer is prepared when its turn comes. Raises InvalidInputError."""
@@ -207,11 +223,25 @@ class Selecting:
             yield from self.call.messages(work)
         yield self.call.end()
 
-    def result(self, *, seconds: float) -> Selection | list[Selection]:
-        """What `select()` returns, once all answers are folded; `seconds`: the call's length."""
+    def result(self, *, seconds: float, attempts: int = 1) -> Selection | list[Selection]:
+        """What `select()` returns, once all answers are folded; `seconds`: the call's length, all attempts together."""
         self.call.close()
-        selections = self.call.selections(self.call.summary(seconds={"total": seconds}))
+        selections = self.call.selections(self.call.summary(seconds={"total": seconds}, attempts=attempts))
         return selections if self.batched else selections[0]
+
+    def instead(self, choice: str, *, seconds: float, attempts: int) -> Selection | list[Selection]:
+        """What `select()` returns where the service did not answer; `choice`: "local" or "keep_all"."""
+        layers = instead(choice, self.terms, unanswered(self.inputs))
+        summary = fallen_back(self.call.summary(seconds={"total": seconds}, attempts=attempts), choice)
+        selections = [
+            Selection(tuple(layer for layer in layers if layer.prompt == prompt), summary) for prompt in range(len(self.inputs))
+        ]
+        return selections if self.batched else selections[0]
+
+
+def fallen_back(summary: Summary, choice: str) -> Summary:
+    """The summary of a call that was answered here."""
+    return replace(summary, where=WHERE[choice], transport="in_process")
 
 
 def selecting(given: Mapping[str, Any], *, terms: CallTerms, pinned: Any, encoding: str) -> Selecting:
@@ -234,12 +264,26 @@ def selecting(given: Mapping[str, Any], *, terms: CallTerms, pinned: Any, encodi
             roles = preparation.ahead(form.dtypes, prompt, layer)
             works.append(Work(prompt, layer, (part,) if roles else (), roles, (part,) if preparation.computes else ()))
             answers[prompt, layer] = own.answer
-    call = Call(terms, prompts, layers, form, preparation, answers=answers, sizes=sizes, encoding=encoding, in_pieces=False)
-    return Selecting(call, tuple(works), batched)
+
+    def make(request_id: str | None = None) -> Call:
+        return Call(
+            terms,
+            prompts,
+            layers,
+            form,
+            preparation,
+            answers=answers,
+            sizes=sizes,
+            encoding=encoding,
+            in_pieces=False,
+            request_id=request_id,
+        )
+
+    return Selecting(make(), tuple(works), terms, tuple(inputs), batched, make)
 
 
-def streaming(feed: Feed, *, encoding: str) -> Call:
-    """The call for a stream whose feed knows enough to state its sizes."""
+def streaming(feed: Feed, *, encoding: str, request_id: str | None = None) -> Call:
+    """The call for a stream whose feed knows enough to state its sizes; `request_id`: of the attempt before, if any."""
     if feed.form is None or feed.preparation is None:
         raise RuntimeError("a stream is opened when its feed knows the form of its layers")
     places = [(prompt, layer) for prompt in range(len(feed.prompts)) for layer in range(feed.layers)]
@@ -254,6 +298,7 @@ def streaming(feed: Feed, *, encoding: str) -> Call:
         sizes=sizes,
         encoding=encoding,
         in_pieces=True,
+        request_id=request_id,
     )
 
 

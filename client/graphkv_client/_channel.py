@@ -3,6 +3,8 @@
 No gRPC type leaves this package: every failed call becomes a GraphKVError, with gRPC's error as its cause.
 """
 
+import ipaddress
+import socket
 from typing import Any
 
 import grpc
@@ -11,7 +13,7 @@ from graphkv_proto.status import from_status
 from graphkv.terms.errors import GraphKVError, InvalidInputError
 from graphkv.terms.needs import as_given
 
-__all__ = ["closed_error", "error_from", "error_of", "is_cancellation", "open_aio_channel", "open_channel"]
+__all__ = ["closed_error", "error_from", "error_of", "is_cancellation", "is_spread", "open_aio_channel", "open_channel"]
 
 _ARGUMENTS = (
     ("grpc.max_send_message_length", -1),  # messages are cut to the service's limit, not to gRPC's default
@@ -21,6 +23,7 @@ _ARGUMENTS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),  # without it the line above is not heeded (grpc#34647)
     ("grpc.service_config_disable_resolution", 1),  # no TXT look-up at every connection
+    ("grpc.lb_policy_name", "round_robin"),  # a name with several hosts is all of them, not the first
 )
 
 
@@ -32,6 +35,35 @@ def open_channel(address: str) -> grpc.Channel:
 def open_aio_channel(address: str) -> Any:
     """The same for asyncio; belongs to the running event loop."""
     return grpc.aio.insecure_channel(address, options=_ARGUMENTS)
+
+
+def is_spread(address: str) -> bool:
+    """Whether the address is a name that stands for several hosts, as a headless Kubernetes service is. May ask DNS."""
+    scheme, _, rest = address.partition(":")
+    if scheme in ("ipv4", "ipv6"):
+        return "," in rest
+    if scheme in ("unix", "unix-abstract", "vsock"):
+        return False
+    target = rest.rpartition("/")[2] if scheme == "dns" else address
+    host = target.strip("[]") if _is_ip(target.strip("[]")) else target.rpartition(":")[0].strip("[]") or target
+    if _is_ip(host):
+        return False
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    families: dict[int, set[str]] = {}
+    for family, _, _, _, place in found:
+        families.setdefault(family, set()).add(str(place[0]))
+    return any(len(places) > 1 for places in families.values())
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def error_of(error: Any, request_id: str | None = None) -> GraphKVError:

@@ -4,109 +4,29 @@ Decides when the call can be opened (its header states every size), which chunks
 what is missing. No thread, no clock, no socket: the streams of `client` and `aio` guard it and wait.
 """
 
-from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-from graphkv_proto.tensors import TOKEN_AXIS
 
 from graphkv.terms.always_kept import Range
 from graphkv.terms.catalogue import SCORERS
 from graphkv.terms.errors import Reason, invalid
 from graphkv.terms.needs import check_graph_inputs, check_source, naming_values, reads_attention
+from graphkv.terms.selection import LayerSelection
 from graphkv.terms.shapes import IMPORTANCE_ROLES, Shapes
-from graphkv_client._arrays import Answer, answer_like, copied, is_tensor, recorded_event
+from graphkv_client._arrays import Answer, answer_like, is_tensor, recorded_event, wait_for, zeros
+from graphkv_client._fallback import Unanswered, Waiting
 from graphkv_client._inputs import CallTerms, arrays_of, check_sources, checked_pinned
-from graphkv_client._pieces import Form, Part, Preparation, Work, wire_dtype
+from graphkv_client._pieces import Form, Part, Preparation, Work, joined, wire_dtype
 from graphkv_client._preparation import preparation_for
+from graphkv_client._puts import Gathering, Put
 from graphkv_client.options import is_integer
 
 __all__ = ["Feed", "Place", "Put"]
 
 Place = tuple[int, int]
 """(prompt, layer)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """One put, read and checked as far as it can be alone. `start`: None for a whole layer; `copied`: bytes, if copies."""
-
-    prompt: int
-    layer: int
-    start: int | None
-    arrays: Mapping[str, Any]
-    answer: Answer
-    copied: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens its keys have."""
-        return int(self.arrays["keys"].shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        return sum(int(array.nbytes) for array in self.arrays.values())
-
-    def shapes(self, whole: int | None) -> Shapes:
-        """The sizes of this chunk, its arrays checked against each other; sources may span the `whole` prompt instead."""
-        dims = {role: tuple(array.shape) for role, array in self.arrays.items()}
-        if len(dims["keys"]) == 3 and dims["keys"][1] == 0:
-            raise invalid("keys", "0 tokens", "at least one token", reason=Reason.BAD_LAYOUT)
-        for role in ("attention", "scores", "value_norms"):
-            if role in dims and len(dims["keys"]) == 3 and dims[role][-1:] == (whole,):
-                dims[role] = (*dims[role][:-1], dims["keys"][1])
-        return Shapes.of_layer(dims)
-
-    def copy(self) -> "Put":
-        """The same with copies of the arrays, which the caller cannot change."""
-        return replace(self, arrays={role: copied(array) for role, array in self.arrays.items()}, copied=self.nbytes)
-
-
-class _Layer:
-    """What came of one layer and has not all been queued. A put costs the same however many came before."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self.came = 0  # tokens
-        self.parts: list[Part] = []
-        self.queued = 0  # parts[:queued] were
-        self.copied = 0
-        self.dims: dict[str, tuple[int, ...]] = {}  # of its roles, as if the parts were joined
-        self.first: dict[str, Any] = {}  # of each role that came, the first of its arrays
-        self._ranges: list[Range] = []  # that came, ascending; neighbours are one
-
-    @property
-    def complete(self) -> bool:
-        """Whether all tokens came."""
-        return self.came == self.tokens
-
-    def joined(self, arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The dims of its roles with these arrays; raises InvalidInputError where they do not fit what came."""
-        return self.dims | {role: _joined(role, self.dims.get(role), tuple(array.shape)) for role, array in arrays.items()}
-
-    def overlapped(self, start: int, stop: int) -> Range | None:
-        """A range that came before and shares tokens with this one, or None."""
-        place = bisect_left(self._ranges, (start, start))
-        near = self._ranges[max(0, place - 1) : place + 1]
-        return next((one for one in near if start < one[1] and one[0] < stop), None)
-
-    def add(self, part: Part, dims: dict[str, tuple[int, ...]]) -> None:
-        """Takes a part that fits; `dims`: what `joined` said of it."""
-        self.parts.append(part)
-        self.came += part.tokens
-        self.dims = dims
-        self.first = {**part.arrays, **self.first}
-        start, stop = part.start, part.start + part.tokens
-        place = bisect_left(self._ranges, (start, stop))
-        if place and self._ranges[place - 1][1] == start:
-            place -= 1
-            start = self._ranges.pop(place)[0]
-        if place < len(self._ranges) and self._ranges[place][0] == stop:
-            stop = self._ranges.pop(place)[1]
-        self._ranges.insert(place, (start, stop))
 
 
 class Feed:
@@ -122,13 +42,19 @@ class Feed:
         self.preparation: Preparation | None = None
         self.prompts: tuple[tuple[int, tuple[Range, ...]], ...] = ()  # (n, pinned) of each; () = not known yet
         self.copied = 0  # bytes of copies that were not sent yet
+        self.held = 0  # bytes of copies that were sent, and are kept for another sending
+        self.whole = True  # whether all that has no answer is here still, so that it can be sent again
         self.answers: dict[Place, Answer] = {}  # the kind of array each layer came in
         self._pinned = pinned
         if tokens is not None:
             batched = isinstance(tokens, list | tuple)
             lengths = [_positive("num_tokens", one) for one in (tokens if batched else (tokens,))]  # type: ignore[union-attr]
             self.prompts = _prompts(lengths, pinned, batched=batched)
-        self._layers: dict[Place, _Layer] = {}
+        self._layers: dict[Place, Gathering] = {}  # incomplete ones
+        self._unanswered: dict[Place, Gathering] = {}  # complete ones
+        self._handed: set[Place] = set()  # whose answers were handed out
+        self._outlines: dict[Place, Part] = {}  # zeros in the place of those
+        self._early: dict[Place, LayerSelection] = {}  # answers that wait for the rest of their prompt's
         self._done: set[Place] = set()
         self._queue: deque[Work] = deque()
         self._on_torch: bool | None = None  # the kind of the keys; None before the first put
@@ -188,7 +114,7 @@ class Feed:
             raise invalid("keys", "another kind of array", "of the kind that was put before", reason=Reason.BAD_SHAPE)
         dtypes = self._dtypes | {role: self._dtype(role, array) for role, array in put.arrays.items()}
         prompts = self.prompts or _prompts([put.tokens], self._pinned, batched=False)
-        layer = self._layers.get(place) or _Layer(prompts[put.prompt][0])
+        layer = self._layers.get(place) or Gathering(prompts[put.prompt][0])
         self._check_range(put, layer)
         dims = layer.joined(put.arrays)
         form = self._form(put, layer, dims)
@@ -203,6 +129,7 @@ class Feed:
         self._layers[place] = layer
         self.answers.setdefault(place, put.answer)
         layer.copied += put.copied
+        layer.copies += put.copied
         self.copied += put.copied
         if layer.complete:
             self._done.add(place)
@@ -214,10 +141,92 @@ class Feed:
         return self._queue.popleft() if self._queue else None
 
     def sent(self, work: Work) -> None:
-        """The work's bytes have left: its copies are no longer counted."""
+        """The work's bytes have left: its copies are not needed any more, unless it has to be sent again."""
         self.copied -= work.copied
+        if self.whole:
+            self.held += work.copied
 
-    def _check_range(self, put: Put, layer: _Layer) -> None:
+    def let_go(self) -> bool:
+        """Drops what was sent, to make room for more; nothing can be sent again from now on. Whether there was anything."""
+        if self.held <= 0:
+            return False
+        self.held, self.whole = 0, False
+        self._unanswered.clear()
+        for layer in self._layers.values():
+            if self.preparation is not None and not self.preparation.computes:
+                layer.forget()
+        return True
+
+    def rewind(self) -> None:
+        """All is to be sent again, to another replica: what has no answer as it was put, the rest in outline."""
+        self.copied, self.held = self.copied + self.held, 0
+        self._early.clear()
+        self._queue.clear()
+        for place, outline in self._outlines.items():
+            self._queue.append(self._work(place, outline))
+        complete, self._unanswered = self._unanswered, {}
+        self._layers = complete | self._layers
+        for place, layer in list(self._layers.items()):
+            layer.queued, layer.copied = 0, layer.copies
+            self._queue_layer(place)
+
+    def answered(self, selections: Sequence[LayerSelection]) -> list[LayerSelection]:
+        """The answers that may be handed out now, each once: those that came in an earlier sending were.
+
+        Where all layers of a prompt are chosen together, none is handed out before all are there: the others could not be
+        chosen again without it.
+        """
+        fresh = {(one.prompt, one.layer): one for one in selections if (one.prompt, one.layer) not in self._handed}
+        if self.terms.policy.needs_all_layers:
+            self._early |= fresh
+            count = 1 if self.terms.policy.granularity == "model" else self.layers
+            came = Counter(prompt for prompt, _ in self._early)
+            fresh = {place: one for place, one in self._early.items() if came[place[0]] == count}
+            self._early = {place: one for place, one in self._early.items() if place not in fresh}
+        shared = self.terms.policy.granularity == "model"
+        for prompt, layer in fresh:
+            for place in [(prompt, each) for each in range(self.layers)] if shared else [(prompt, layer)]:
+                self._handed.add(place)
+                self._forget(place)
+        return list(fresh.values())
+
+    def waiting(self, *, arrays: bool) -> list[Unanswered]:
+        """What was not handed out, once all was put; with what was put (only while it is `whole`), if that is needed.
+
+        For the thread that computes with it.
+        """
+        if self.form is None:
+            raise RuntimeError("nothing waits for an answer before the form of the layers is known")
+        found = []
+        for prompt, (tokens, pinned) in enumerate(self.prompts):
+            own = {place[1]: self._waiting(place, arrays) for place in self.answers if place[0] == prompt}
+            own = {layer: one for layer, one in own.items() if (prompt, layer) not in self._handed}
+            if own:
+                heads, scored = self.form.shapes.kv_heads, self.form.caller_scores
+                found.append(Unanswered(prompt, tokens, pinned, self.layers, heads, scored, own))
+        return found
+
+    def _waiting(self, place: Place, arrays: bool) -> Waiting:
+        parts = self._unanswered[place].parts if arrays and place in self._unanswered else []
+        for part in parts:
+            wait_for(part.ready, part.arrays["keys"])
+        return Waiting(joined(parts) if parts else {}, self.answers[place])
+
+    def _forget(self, place: Place) -> None:
+        """The layer was answered: its arrays are the caller's again."""
+        layer = self._unanswered.pop(place, None)
+        if layer is not None:
+            self._outlines[place] = Part(0, {role: zeros(array, layer.dims[role]) for role, array in layer.first.items()})
+            self.held -= layer.copies
+
+    def _work(self, place: Place, part: Part) -> Work:
+        """A whole layer in one part."""
+        if self.preparation is None or self.form is None:
+            raise RuntimeError("nothing is sent before the form of the layers is known")
+        roles = self.preparation.ahead(self.form.dtypes, *place)
+        return Work(*place, (part,) if roles else (), roles, (part,) if self.preparation.computes else ())
+
+    def _check_range(self, put: Put, layer: Gathering) -> None:
         if put.start is None and put.tokens != layer.tokens:
             allowed = f"{layer.tokens}, as the prompt; start= says where a chunk begins"
             raise invalid("keys", f"{put.tokens} tokens", allowed, reason=Reason.BAD_SHAPE)
@@ -238,7 +247,7 @@ class Feed:
             raise invalid(role, name, f"{before}, as in the chunk or layer before", reason=Reason.BAD_SHAPE)
         return name
 
-    def _form(self, put: Put, layer: _Layer, dims: Mapping[str, tuple[int, ...]]) -> Form | None:
+    def _form(self, put: Put, layer: Gathering, dims: Mapping[str, tuple[int, ...]]) -> Form | None:
         """The form that the layer tells with this put, whose dims are these then, checked against the one known.
 
         None where they do not tell enough.
@@ -269,28 +278,17 @@ class Feed:
         roles = preparation.ahead(form.dtypes, *place)
         fresh = tuple(layer.parts[layer.queued :]) if roles else ()
         whole = tuple(layer.parts) if layer.complete and preparation.computes else ()
-        if not fresh and not whole:
-            return
-        freed = 0 if preparation.computes and not layer.complete else layer.copied
-        layer.copied -= freed
-        layer.queued = len(layer.parts)
-        self._queue.append(Work(*place, fresh, roles, whole, freed))
+        if fresh or whole:
+            freed = 0 if preparation.computes and not layer.complete else layer.copied
+            layer.copied -= freed
+            layer.queued = len(layer.parts)
+            self._queue.append(Work(*place, fresh, roles, whole, freed))
         if layer.complete:
             del self._layers[place]
-
-
-def _joined(role: str, before: tuple[int, ...] | None, given: tuple[int, ...]) -> tuple[int, ...]:
-    """The dims of a role after another chunk of it."""
-    axis = TOKEN_AXIS.get(role)
-    if before is None:
-        return given
-    if axis is None:
-        raise invalid(role, "given twice", "given once for each layer", reason=Reason.BAD_LAYOUT)
-    if given and len(before) == len(given):
-        place = axis % len(given)
-        if (*before[:place], *before[place + 1 :]) == (*given[:place], *given[place + 1 :]):
-            return (*given[:place], before[place] + given[place], *given[place + 1 :])
-    raise invalid(role, list(given), f"of the sizes of the chunk before, {list(before)}", reason=Reason.BAD_SHAPE)
+            if self.whole:
+                self._unanswered[place] = layer
+        elif not self.whole and not preparation.computes:
+            layer.forget()
 
 
 def _check_alike(given: Form, first: Form, *, complete: bool) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from graphkv_proto import messages, service
+from graphkv_proto import messages
 
 from graphkv.terms.capabilities import Capabilities
 from graphkv.terms.errors import GraphKVError
@@ -18,12 +18,25 @@ from graphkv.terms.policy import Policy
 from graphkv.terms.rope import Rope
 from graphkv.terms.selection import Selection
 from graphkv_client._arrays import Array
-from graphkv_client._call import check_encoding, selecting
-from graphkv_client._channel import closed_error, error_of, is_cancellation, open_channel
+from graphkv_client._attempts import Attempt
+from graphkv_client._call import Selecting, check_encoding, selecting
+from graphkv_client._channel import closed_error, error_of, is_cancellation
+from graphkv_client._exchange import Exchange
+from graphkv_client._fallback import check_possible, covers
 from graphkv_client._feed import Feed
+from graphkv_client._fleet import Fleet
 from graphkv_client._inputs import CallTerms
-from graphkv_client.options import DEFAULT_BUFFERED_BYTES, DEFAULT_TIMEOUT, ClientOptions, check_timeout
-from graphkv_client.stream import Exchange, LayerStream
+from graphkv_client._retry import Tries
+from graphkv_client.options import (
+    DEFAULT_ATTEMPT_TIMEOUT,
+    DEFAULT_ATTEMPTS,
+    DEFAULT_BUFFERED_BYTES,
+    DEFAULT_TIMEOUT,
+    ClientOptions,
+    Observer,
+    check_timeout,
+)
+from graphkv_client.stream import LayerStream
 
 __all__ = ["CompressClient"]
 
@@ -35,6 +48,12 @@ class CompressClient:
         address: "host:port", or any gRPC target.
         timeout: seconds that a call may take; each method takes its own instead.
         max_buffered_bytes: what one stream may hold in copies of its own (`put(copy=True)`).
+        locate: whether to ask the service for its replicas and call them directly; else every call goes to the address.
+        attempt_timeout: seconds of silence after which a call leaves a replica for another.
+        max_attempts: how often one call may be sent; 1 turns retries off.
+        on_unavailable: what a call does that the service did not answer: "raise", "local" (choose in this process, which
+            needs torch) or "keep_all" (keep every token). `Summary.where` says which it was.
+        metrics: counts attempts and fall-backs; see `graphkv_client.metrics`.
 
     Raises:
         InvalidInputError: an option is out of range.
@@ -46,12 +65,24 @@ class CompressClient:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         max_buffered_bytes: int = DEFAULT_BUFFERED_BYTES,
+        locate: bool = True,
+        attempt_timeout: float = DEFAULT_ATTEMPT_TIMEOUT,
+        max_attempts: int = DEFAULT_ATTEMPTS,
+        on_unavailable: str = "raise",
+        metrics: Observer | None = None,
     ) -> None:
-        self._options = ClientOptions(address=address, timeout=timeout, max_buffered_bytes=max_buffered_bytes)
-        self._channel = open_channel(address)
-        self._select = service.multicallable(self._channel, service.SELECT)
-        self._get_capabilities = service.multicallable(self._channel, service.GET_CAPABILITIES)
-        self._closed = False
+        self._options = ClientOptions(
+            address=address,
+            timeout=timeout,
+            max_buffered_bytes=max_buffered_bytes,
+            locate=locate,
+            attempt_timeout=attempt_timeout,
+            max_attempts=max_attempts,
+            on_unavailable=on_unavailable,
+            metrics=metrics,
+        )
+        check_possible(on_unavailable)
+        self._fleet = Fleet(self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -61,8 +92,7 @@ class CompressClient:
 
     def close(self) -> None:
         """Ends the connection and the calls that still run. A second time does nothing; any other use raises."""
-        self._closed = True
-        self._channel.close()
+        self._fleet.close()
 
     def select(
         self,
@@ -134,14 +164,33 @@ class CompressClient:
         }
         limit = self._limit(timeout)
         plan = selecting(given, terms=CallTerms(policy, rope, layout, outputs), pinned=pinned, encoding=encoding)
-        exchange = Exchange(plan.call)
+        call = self._fleet.call(limit)
+        while True:
+            attempt: Attempt | None = None
+            try:
+                with self._fleet.attempt(call) as attempt:
+                    self._exchanged(plan, attempt, call)
+                return plan.result(seconds=time.monotonic() - started, attempts=call.attempts)
+            except GraphKVError as error:
+                if self._fleet.again(call, error, attempt):
+                    plan = plan.again()
+                    continue
+                own_fault = attempt is not None and attempt.own_fault
+                if own_fault or not self._options.falls_back or not covers(error):
+                    raise
+            self._fleet.fell_back()
+            choice = self._options.on_unavailable
+            return plan.instead(choice, seconds=time.monotonic() - started, attempts=call.attempts)
+
+    def _exchanged(self, plan: Selecting, attempt: Attempt, call: Tries) -> None:
+        """All messages to one replica, all answers back. Raises GraphKVError."""
+        exchange = Exchange(plan.call, attempt, lambda: self._fleet.closed)
         try:
-            for response in exchange.start(self._select, plan.requests(), limit):
+            for response in exchange.start(attempt.line.select, plan.requests(), call.remaining):
                 plan.call.fold(response)
-            return plan.result(seconds=time.monotonic() - started)
+            plan.call.close()
         except (grpc.RpcError, GraphKVError) as error:
-            closed = self._closed and exchange.failure is None and is_cancellation(error)
-            found = closed_error("client") if closed else exchange.failed(error)
+            found = exchange.failed(error)
             if found is error:
                 raise
             raise found from error
@@ -184,25 +233,40 @@ class CompressClient:
         limit = self._limit(timeout)
         check_encoding(encoding)
         feed = Feed(CallTerms(policy, rope, layout, outputs), layers=num_layers, tokens=num_tokens, pinned=pinned)
-        size = self._options.max_buffered_bytes
-        return LayerStream(self._select, feed, encoding, limit, size, client_closed=lambda: self._closed)
+        return LayerStream(self._fleet, feed, encoding, limit, self._options)
 
     def capabilities(self, *, timeout: float | None = None) -> Capabilities:
         """What the replica that answers can do and how much it takes. Raises GraphKVError where none answers."""
-        limit = self._limit(timeout)
+        return self._capabilities(self._fleet.call(self._limit(timeout)))
+
+    def _capabilities(self, call: Tries) -> Capabilities:
+        while True:
+            attempt: Attempt | None = None
+            try:
+                with self._fleet.attempt(call) as attempt:
+                    return messages.read_capabilities(self._asked(attempt, call))
+            except GraphKVError as error:
+                if not self._fleet.again(call, error, attempt):
+                    raise
+
+    def _asked(self, attempt: Attempt, call: Tries) -> Any:
+        """One replica's answer for its capabilities. Raises GraphKVError."""
         try:
-            answer = self._get_capabilities(messages.write_capabilities_request(), timeout=limit)
+            return attempt.line.capabilities(messages.write_capabilities_request(), timeout=self._fleet.patience(attempt))
+        except ValueError as error:  # gRPC's word for a closed channel
+            raise closed_error("client") from error
         except grpc.RpcError as error:
-            raise error_of(error) from error
-        return messages.read_capabilities(answer)
+            attempt.own_fault = self._fleet.closed and is_cancellation(error)
+            raise (closed_error("client") if attempt.own_fault else self._fleet.unanswered(attempt, error_of(error))) from error
 
     def ping(self, *, timeout: float | None = None) -> float:
         """Seconds from here to the service and back. Raises UnavailableError where none answers."""
+        call = self._fleet.call(self._limit(timeout))
         started = time.monotonic()
-        self.capabilities(timeout=timeout)
+        self._capabilities(call)
         return time.monotonic() - started
 
     def _limit(self, timeout: float | None) -> float:
-        if self._closed:
+        if self._fleet.closed:
             raise closed_error("client")
         return self._options.timeout if timeout is None else check_timeout(timeout)

@@ -7,7 +7,7 @@ sent, what may wait and what an answer means is in `_feed` and `_call`, which th
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,72 +16,22 @@ import grpc
 from graphkv.terms.errors import DeadlineError, GraphKVError, InvalidInputError, Reason, invalid
 from graphkv.terms.selection import LayerSelection, Summary
 from graphkv_client._arrays import Array
-from graphkv_client._call import Call, streaming
-from graphkv_client._channel import closed_error, error_of, is_cancellation
-from graphkv_client._feed import Feed, Put
+from graphkv_client._attempts import Attempt
+from graphkv_client._call import Call, fallen_back, streaming
+from graphkv_client._channel import closed_error
+from graphkv_client._exchange import Exchange
+from graphkv_client._fallback import covers, instead
+from graphkv_client._feed import Feed
+from graphkv_client._fleet import Fleet
 from graphkv_client._pieces import Work
+from graphkv_client._puts import Put
+from graphkv_client._retry import Tries
+from graphkv_client.options import ClientOptions
 
-__all__ = ["Exchange", "LayerStream"]
+__all__ = ["FALLING_BACK", "LayerStream"]
 
-
-class Exchange:
-    """One Select call on the wire. gRPC takes its messages on a thread of its own, and an error there must end the call."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._rpc: Any = None
-        self._making = threading.Lock()  # held while a message is made
-        self._ended = False
-        self.failure: Exception | None = None
-
-    def start(self, method: Any, requests: Iterator[Any], timeout: float) -> Iterator[Any]:
-        """Sends; the answers as they come. Raises InvalidInputError where the client was closed."""
-        try:
-            self._rpc = method(self._guarded(requests), timeout=timeout)
-        except ValueError as error:  # gRPC's word for a closed channel
-            raise closed_error("client") from error
-        if self.failure is not None:  # before there was a call to cancel
-            self._rpc.cancel()
-        answers: Iterator[Any] = self._rpc
-        return answers
-
-    def cancel(self) -> None:
-        """Ends the call, if it has not ended: an abandoned one would be kept alive by gRPC."""
-        if self._rpc is not None:
-            self._rpc.cancel()
-
-    def end(self) -> None:
-        """Cancels, and waits until gRPC's thread has left our code: it may be scoring, and reads the caller's arrays.
-
-        Without this an interpreter that ends meanwhile aborts, since it stops such threads in the middle of torch.
-        """
-        self._ended = True
-        self.cancel()
-        with self._making:
-            pass
-
-    def failed(self, error: Exception) -> Exception:
-        """Why the call failed, as the caller shall see it: what went wrong here comes before its effect on the wire."""
-        found = self.failure or (error_of(error, self._call.request_id) if isinstance(error, grpc.RpcError) else error)
-        if isinstance(found, GraphKVError) and found.request_id is None:
-            found.request_id = self._call.request_id
-        return found
-
-    def _guarded(self, requests: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self._making:
-                if self._ended:
-                    return
-                try:
-                    message = next(requests, None)
-                except Exception as error:  # noqa: BLE001  # raised to the caller by `failed`; gRPC would only log it
-                    self.failure = error
-                    message = None
-            if message is None:
-                break
-            yield message
-        if self.failure is not None:
-            self.cancel()
+FALLING_BACK = 1.0
+"""Seconds between two looks at whether the answer is there that is made in the service's stead."""
 
 
 class LayerStream:
@@ -94,7 +44,9 @@ class LayerStream:
         for selection in stream:                      # as they come out, also while later layers go in
             selection.layer, selection.indices
     ```
-    **Ownership.** An array given to `put` must stay unchanged until its layer's selection arrives, unless `copy=True`.
+    **Ownership.** An array given to `put` must stay unchanged until its layer's selection arrives, unless `copy=True`: where
+    a replica is lost, what has no answer yet is sent again to another, and no layer is answered twice. Copies are kept for
+    that as long as `max_buffered_bytes` has room; once they had to make room, a lost replica is the stream's failure.
     For CUDA tensors, work already queued on the current stream at `put` is waited for.
     **Policies that need all layers** (`policy.needs_all_layers`: granularity "model", budget_allocation "cake") answer
     nothing of a prompt before its last layer was put: iterating meanwhile waits, and arrays put without `copy=True` must
@@ -106,25 +58,25 @@ class LayerStream:
 
     def __init__(
         self,
-        method: Any,
+        fleet: Fleet,
         feed: Feed,
         encoding: str,
         timeout: float,
-        max_buffered_bytes: int,
-        client_closed: Callable[[], bool],
+        options: ClientOptions,
     ) -> None:
-        self._method = method
-        self._client_closed = client_closed
+        self._fleet = fleet
+        self._options = options
         self._feed = feed
         self._encoding = encoding
         self._timeout = timeout
-        self._max_buffered_bytes = max_buffered_bytes
         self._changed = threading.Condition()  # guards all below, and the feed
         self._entered = 0.0
         self._open = False
         self._busy = False  # a work was taken and has not been sent
         self._putter = 0
-        self._call: Call | None = None
+        self._call: Call | None = None  # as it was sent last
+        self._attempts = 0
+        self._fell_back = False
         self._exchange: Exchange | None = None
         self._receiver: threading.Thread | None = None
         self._ready: deque[LayerSelection] = deque()
@@ -146,9 +98,10 @@ class LayerStream:
         """Ends the call; cancels what still runs. A second time does nothing."""
         with self._changed:
             self._open = False
+            exchange = self._exchange
             self._changed.notify_all()
-        if self._exchange is not None:
-            self._exchange.end()
+        if exchange is not None:
+            exchange.end()
         if self._receiver is not None:
             self._receiver.join()
 
@@ -236,38 +189,116 @@ class LayerStream:
         """What the call took; raises InvalidInputError before the last selection has come."""
         if self._call is None or not self._answered:
             raise invalid("summary", "asked for", "asked for after the last selection", reason=Reason.INCOMPLETE)
-        return self._call.summary(seconds={"total": self._seconds})
+        summary = self._call.summary(seconds={"total": self._seconds}, attempts=self._attempts)
+        return fallen_back(summary, self._options.on_unavailable) if self._fell_back else summary
 
     def _start(self) -> None:
         """Opens the call: its sizes are known now. What prevents it is the stream's failure, since a put was taken."""
         try:
             self._call = streaming(self._feed, encoding=self._encoding)
-            self._exchange = Exchange(self._call)
-            answers = self._exchange.start(self._method, self._requests(self._call), self._remaining())
+            remaining = self._remaining()
         except GraphKVError as error:
             self._failure = error
             self._changed.notify_all()
             raise
-        self._receiver = threading.Thread(
-            target=self._receive, args=(self._call, self._exchange, answers), name="graphkv-answers", daemon=True
-        )
+        self._receiver = threading.Thread(target=self._run, args=(remaining,), name="graphkv-answers", daemon=True)
         self._receiver.start()
 
-    def _requests(self, call: Call) -> Iterator[Any]:
+    def _run(self, limit: float) -> None:
+        """The call, on a thread of its own, so that `put` learns of a failure and answers wait for nobody."""
+        failure: Exception | None = None
+        try:
+            tries = self._fleet.call(limit)
+            while not self._sent(tries):
+                pass
+        except Exception as error:  # noqa: BLE001  # raised to whoever puts or iterates
+            failure = error
+        with self._changed:
+            self._answered = failure is None
+            if self._open:  # else it is the cancellation by `close`
+                self._failure = failure
+            self._seconds = time.monotonic() - self._entered
+            self._changed.notify_all()
+
+    def _sent(self, tries: Tries) -> bool:
+        """Sends the call once; whether it was answered, by the service or in its stead. False: it is time to do it again."""
+        attempt: Attempt | None = None
+        try:
+            with self._fleet.attempt(tries) as attempt:
+                self._attempts = tries.attempts
+                self._exchanged(attempt, tries)
+        except GraphKVError as error:
+            if not self._feed.whole or not self._fleet.again(tries, error, attempt, left=lambda: not self._open):
+                self._instead(error, attempt)
+                return True
+            with self._changed:
+                self._busy = False
+                self._feed.rewind()
+                request_id = self._call.request_id if self._call is not None else None
+                self._call = streaming(self._feed, encoding=self._encoding, request_id=request_id)
+            return False
+        return True
+
+    def _exchanged(self, attempt: Attempt, tries: Tries) -> None:
+        """Messages to one replica and answers back. Raises why it failed."""
+        with self._changed:
+            if not self._open or self._call is None:
+                attempt.own_fault = True
+                raise closed_error("stream")
+            call = self._call
+            exchange = self._exchange = Exchange(call, attempt, lambda: self._fleet.closed)
+        try:
+            for response in exchange.start(attempt.line.select, self._requests(call, exchange), tries.remaining):
+                layers = call.fold(response)
+                with self._changed:
+                    self._ready.extend(self._feed.answered(layers))
+                    self._changed.notify_all()
+            call.close()
+        except (grpc.RpcError, GraphKVError) as error:
+            failure = exchange.failed(error)
+            if failure is error:
+                raise
+            raise failure from error
+        finally:
+            with self._changed:
+                self._exchange = None
+                self._changed.notify_all()  # the thread that makes messages may wait for the next put
+            exchange.end()
+
+    def _instead(self, error: GraphKVError, attempt: Attempt | None) -> None:
+        """Answers what is left without the service, where that was asked for, once all was put; else raises the error."""
+        choice = self._options.on_unavailable
+        own_fault = attempt is not None and attempt.own_fault
+        possible = choice == "keep_all" or (choice == "local" and self._feed.whole)
+        if own_fault or not possible or not covers(error):
+            raise error
+        with self._changed:
+            while self._open and not self._feed.complete:
+                self._wait()
+            if not self._open:
+                raise error
+            waiting = self._feed.waiting(arrays=choice == "local")
+        layers = instead(choice, self._feed.terms, waiting)
+        self._fleet.fell_back()
+        with self._changed:
+            self._fell_back = True
+            self._ready.extend(self._feed.answered(layers))
+
+    def _requests(self, call: Call, exchange: Exchange) -> Iterator[Any]:
         """The call's messages as layers come, on gRPC's thread."""
-        while (work := self._next_work()) is not None:
+        while (work := self._next_work(exchange)) is not None:
             yield from call.messages(work)
             with self._changed:
                 self._feed.sent(work)
                 self._busy = False
                 self._changed.notify_all()
-        if self._open:
+        if self._exchange is exchange and self._open:
             yield call.end()
 
-    def _next_work(self) -> Work | None:
-        """What to send next, waiting for it; None when all was sent or the stream has ended."""
+    def _next_work(self, exchange: Exchange) -> Work | None:
+        """What to send next, waiting for it; None when all was sent, or the attempt or the stream has ended."""
         with self._changed:
-            while self._open and self._failure is None:
+            while self._open and self._failure is None and self._exchange is exchange:
                 work = self._feed.take()
                 if work is not None:
                     self._busy = True
@@ -277,36 +308,15 @@ class LayerStream:
                 self._changed.wait()
         return None
 
-    def _receive(self, call: Call, exchange: Exchange, answers: Iterator[Any]) -> None:
-        """Folds answers, on a thread of its own, so that `put` learns of a failure and answers wait for nobody."""
-        failure: Exception | None = None
-        try:
-            for response in answers:
-                layers = call.fold(response)
-                with self._changed:
-                    self._ready.extend(layers)
-                    self._changed.notify_all()
-            call.close()
-        except Exception as error:  # noqa: BLE001  # raised to whoever puts or iterates
-            closed = self._client_closed() and exchange.failure is None and is_cancellation(error)
-            failure = closed_error("client") if closed else exchange.failed(error)
-            if failure is not error:
-                failure.__cause__ = error
-            exchange.cancel()
-        with self._changed:
-            self._answered = failure is None
-            if self._open:  # else it is the cancellation by `close`
-                self._failure = failure
-            self._seconds = time.monotonic() - self._entered
-            self._changed.notify_all()
-
     def _copied(self, put: Put) -> Put:
         """The put with copies of its arrays, once there is room for them."""
-        size = put.nbytes
-        while self._feed.copied and self._feed.copied + size > self._max_buffered_bytes:
-            if self._feed.idle and not self._busy:
-                allowed = f"enough for the chunks that wait for the rest of their layer, {self._feed.copied + size} bytes now"
-                raise invalid("max_buffered_bytes", self._max_buffered_bytes, allowed, reason=Reason.TOO_LARGE)
+        size, most, feed = put.nbytes, self._options.max_buffered_bytes, self._feed
+        while feed.copied + feed.held > 0 and feed.copied + feed.held + size > most:
+            if feed.let_go():
+                continue
+            if feed.idle and not self._busy:
+                allowed = f"enough for the chunks that wait for the rest of their layer, {feed.copied + size} bytes now"
+                raise invalid("max_buffered_bytes", most, allowed, reason=Reason.TOO_LARGE)
             self._wait()
             self._check_open()
         return put.copy()
@@ -318,6 +328,8 @@ class LayerStream:
     def _remaining(self) -> float:
         """Seconds that are left of the stream's time; raises DeadlineError where none are."""
         remaining = self._entered + self._timeout - time.monotonic()
+        if remaining <= 0 and self._options.falls_back and self._feed.complete:
+            return FALLING_BACK  # the answer is made here now
         if remaining <= 0:
             incomplete = "" if self._feed.complete else f"; {self._feed.missing()}"
             request_id = self._call.request_id if self._call is not None else None
@@ -331,3 +343,5 @@ class LayerStream:
             raise invalid("stream", "used outside of its block", "entered: `with client.stream(...) as stream`")
         if not self._open:
             raise closed_error("stream")
+        if self._fleet.closed and not self._answered:
+            raise closed_error("client")

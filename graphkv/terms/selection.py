@@ -105,7 +105,9 @@ class Summary:
     """What a call took.
 
     sent_bytes: tensor bytes that travelled to the service (0 in-process). encoding: how numbers were written.
-    transport: "in_process", "tcp". where: the replica that answered, or "local". seconds: by phase, e.g. "compute".
+    transport: "in_process", "tcp". where: the replica that answered, or "local"; "kept_all" where none did and the client
+    was told to keep everything then. attempts: how often the call was sent (0 in-process). seconds: by phase, e.g.
+    "compute".
     """
 
     request_id: str = ""
@@ -113,6 +115,7 @@ class Summary:
     encoding: str = "exact"
     transport: str = "in_process"
     where: str = "local"
+    attempts: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 

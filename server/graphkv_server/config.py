@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Address", "ConfigError", "ServerConfig", "from_arguments"]
+__all__ = ["Address", "ConfigError", "ServerConfig", "from_arguments", "from_values"]
 
 _SIZE = re.compile(r"(\d+)\s*(|B|KiB|MiB|GiB|TiB)")
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -76,6 +76,20 @@ def _device(text: str) -> str:
     return text
 
 
+def _share(text: str) -> float:
+    value = _seconds(text)
+    if value > 1 and value != int(value):
+        raise ValueError(text)
+    return value
+
+
+def _truth(text: str) -> bool:
+    truths = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in truths:
+        raise ValueError(text)
+    return truths[text.lower()]
+
+
 def _level(text: str) -> str:
     if text not in ("debug", "info", "warning", "error"):
         raise ValueError(text)
@@ -90,9 +104,10 @@ def _about(
     group: str,
     least: float | None = None,
     shown: str | None = None,
+    alone: str | None = None,
 ) -> dict[str, Any]:
-    """What is known of one field: how text becomes a value, what is allowed (in words), and the help text."""
-    return {"parse": parse, "allowed": allowed, "help": text, "group": group, "least": least, "shown": shown}
+    """What is known of a field: how text becomes a value, what is allowed (in words), its help, what its flag alone says."""
+    return {"parse": parse, "allowed": allowed, "help": text, "group": group, "least": least, "shown": shown, "alone": alone}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,11 +172,40 @@ class ServerConfig:
         "What is logged, as one JSON object a line on standard error.", group="Life",
     ))  # fmt: skip
 
+    ray: bool = field(default=False, metadata=_about(
+        _truth, "true or false; the flag alone is true",
+        "Many replicas under Ray Serve instead of one in this process. Address and metrics address are then those of the "
+        "front: Locate names the replicas, which listen on free ports of their own; /sd names their metrics for "
+        "Prometheus' http_sd.", group="Many replicas", shown="false", alone="true",
+    ))  # fmt: skip
+    replicas: int = field(default=1, metadata=_about(
+        int, "a whole number, at least 1",
+        "Replicas; with a larger max-replicas the fewest there are.", group="Many replicas", least=1,
+    ))  # fmt: skip
+    max_replicas: int = field(default=0, metadata=_about(
+        int, "a whole number, 0 for as many as replicas",
+        "The most replicas; they come and go with the bytes and rows in flight.", group="Many replicas", least=0,
+    ))  # fmt: skip
+    replica_gpus: float = field(default=0.0, metadata=_about(
+        _share, "0, a share of one GPU below 1, or a whole number",
+        "GPUs that Ray reserves for each replica; 0.5 lets two share one.", group="Many replicas", least=0,
+    ))  # fmt: skip
+    replica_cpus: float = field(default=1.0, metadata=_about(
+        _seconds, "a number, at least 0",
+        "CPUs that Ray reserves for each replica.", group="Many replicas", least=0,
+    ))  # fmt: skip
+    ray_address: str = field(default="", metadata=_about(
+        str, "the address of a Ray cluster (host:port or auto), or nothing to start one on this machine alone",
+        "Which cluster the replicas run in.", group="Many replicas",
+    ))  # fmt: skip
+
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             least, value = entry.metadata["least"], getattr(self, entry.name)
             if least is not None and not value >= least:
                 raise ConfigError(f"{entry.name} is {value!r}; it must be {entry.metadata['allowed']}")
+        if 0 < self.max_replicas < self.replicas:
+            raise ConfigError(f"max_replicas is {self.max_replicas}; it must be 0 or at least replicas, {self.replicas}")
 
 
 def flag(name: str) -> str:
@@ -172,6 +216,18 @@ def flag(name: str) -> str:
 def variable(name: str) -> str:
     """The environment variable of a field."""
     return "GRAPHKV_" + name.upper()
+
+
+def from_values(values: Mapping[str, object]) -> ServerConfig:
+    """The configuration of fields by name, each a value as text or number (as a config file has them).
+
+    Raises ConfigError for an unknown name or a bad value.
+    """
+    known = {entry.name: entry for entry in dataclasses.fields(ServerConfig)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{name} is set, but there is no such setting; known are {', '.join(sorted(known))}")
+    return ServerConfig(**{name: _parsed(known[name], str(value), name) for name, value in values.items()})
 
 
 _SERVICE_LINK = re.compile(r"GRAPHKV(_.*)?_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
@@ -227,7 +283,8 @@ def _parser(version: str) -> argparse.ArgumentParser:
         group = groups.get(about["group"]) or groups.setdefault(about["group"], parser.add_argument_group(about["group"]))
         default = about["shown"] or entry.default
         text = f"{about['help']}\nAllowed: {about['allowed']}.\nDefault {default}; environment {variable(entry.name)}."
-        group.add_argument(flag(entry.name), metavar="VALUE", help=text.replace("%", "%%"))
+        alone = {} if about["alone"] is None else {"nargs": "?", "const": about["alone"]}
+        group.add_argument(flag(entry.name), metavar="VALUE", help=text.replace("%", "%%"), **alone)
     return parser
 
 
@@ -241,6 +298,7 @@ then the process ends with 0. A setting that cannot be, or a port that is taken,
 Examples:
   graphkv-serve
   graphkv-serve --address 0.0.0.0:50051 --device cuda:0 --max-bytes-in-flight 8GiB
+  graphkv-serve --ray --replicas 2 --replica-gpus 0.5
   GRAPHKV_GRACE=60 graphkv-serve --address 127.0.0.1:0 --metrics-address none"""
 
 

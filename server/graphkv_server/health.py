@@ -1,4 +1,5 @@
-"""grpc.health.v1: whether new calls should come here. SERVING from the first moment, NOT_SERVING once the replica drains.
+"""grpc.health.v1: whether new calls should come here. SERVING from the first moment, NOT_SERVING once the replica drains,
+and as long as its engine makes no progress.
 
 Never behind admission and never about load: a replica that is busy is healthy.
 """
@@ -19,10 +20,11 @@ class Health:
         self._services = services
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
-    async def serve(self) -> None:
-        """Turns every name SERVING."""
+    async def serve(self, serving: bool = True) -> None:
+        """Turns every name SERVING, or NOT_SERVING for the time being; without effect once it drains."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._services):
-            await self._servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._servicer.set(name, status)
 
     async def drain(self) -> None:
         """Turns every name NOT_SERVING, for good; those who watch are told."""

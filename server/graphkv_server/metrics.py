@@ -1,11 +1,13 @@
-"""Every metric this service exports, in one table, and the HTTP listener that shows them.
+"""Every metric this service exports, in one table, and the HTTP listener that shows them (and, at /sd, where the replicas
+show theirs, as Prometheus' http_sd reads it).
 
 A name is `graphkv_` + thing + unit. No label holds a word a caller can invent: methods are ours, reasons come from
 `graphkv.terms.errors`, and the tenant is "other" until callers have identities. One registry a replica, so that several
 can live in one process.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from prometheus_client import (
 
 from graphkv.terms.errors import Reason
 from graphkv_server.config import Address
+from graphkv_server.directory import Seat
 
 __all__ = ["ABANDONED", "OK", "TABLE", "Metrics", "MetricsListener"]
 
@@ -64,6 +67,7 @@ TABLE = (
            "count each. Of pages, all their tokens."),
     Metric(Counter, "graphkv_changed_tokens_total", "Of the tokens kept, those that the base method would have dropped."),
     Metric(Gauge, "graphkv_draining_ratio", "1 while the replica drains, else 0."),
+    Metric(Gauge, "graphkv_known_replicas", "Replicas that Locate names here."),
     Metric(Gauge, "graphkv_build_info", "Always 1; the labels say what runs.", ("version", "device")),
 )  # fmt: skip
 
@@ -89,6 +93,7 @@ class Metrics:
     kept_tokens_total: Counter
     changed_tokens_total: Counter
     draining_ratio: Gauge
+    known_replicas: Gauge
     build_info: Gauge
 
     def __init__(self, *, version: str = "", device: str = "") -> None:
@@ -109,14 +114,35 @@ class Metrics:
 
 
 class MetricsListener:
-    """Serves a registry's metrics over HTTP in threads of its own. OSError where the address is taken."""
+    """Serves a registry's metrics over HTTP in threads of its own, and at /sd where the `seats` have theirs.
 
-    def __init__(self, metrics: Metrics, address: Address) -> None:
-        self._server, self._thread = start_http_server(address.port, address.host, metrics.registry)
+    OSError where the address is taken.
+    """
+
+    def __init__(self, registry: CollectorRegistry, address: Address, seats: Callable[[], Iterable[Seat]]) -> None:
+        self._server, self._thread = start_http_server(address.port, address.host, registry)
         self.address = Address(address.host, self._server.server_port)
+        metrics = self._server.get_app()
+
+        def answer(environ: Any, start_response: Any) -> Iterable[bytes]:
+            if metrics is None or environ.get("PATH_INFO") == "/sd":
+                start_response("200 OK", [("Content-Type", "application/json; charset=utf-8")])
+                return [json.dumps(_targets(seats())).encode()]
+            return metrics(environ, start_response)
+
+        self._server.set_app(answer)
 
     def close(self) -> None:
         """Stops listening; an answer being written is finished."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _targets(seats: Iterable[Seat]) -> list[dict[str, Any]]:
+    """A group for each replica that has metrics: its address, and its name as a label."""
+    return [
+        {"targets": [seat.metrics_address], "labels": {"replica": seat.replica}}
+        for seat in sorted(seats, key=lambda seat: seat.replica)
+        if seat.metrics_address
+    ]

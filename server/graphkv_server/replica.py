@@ -27,33 +27,37 @@ from graphkv_server import logs
 from graphkv_server.admission import Admission
 from graphkv_server.buffers import BufferPool
 from graphkv_server.config import Address, ServerConfig
-from graphkv_server.directory import Seat, SingleReplica
+from graphkv_server.directory import Directory, Seat, SingleReplica
 from graphkv_server.engine import Engine
 from graphkv_server.engine.transfers import pinning_for
 from graphkv_server.health import Health
+from graphkv_server.listening import StartError, bind, listen, options
 from graphkv_server.metrics import Metrics, MetricsListener
+from graphkv_server.pulse import Pulse
 from graphkv_server.servicer import Servicer
 
 __all__ = ["Replica", "StartError"]
+
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # told apart, not listened on
 
 _LAST_WORDS = 1.0
 """Seconds that statuses of ended calls have to reach their callers when the server stops."""
 
 
-class StartError(Exception):
-    """The replica cannot run with these settings on this machine; the message says which and why."""
-
-
 class Replica:
     """One server, one engine, one device. `start`, then `drain` and `stop`; `stop` alone ends at once.
 
+    `directory`: who else serves (nobody). `host`: what others reach this machine by, where it listens on all its addresses.
     Raises StartError at construction where the device or the protobuf runtime cannot be used.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, directory: Directory | None = None, host: str | None = None) -> None:
         if api_implementation.Type() == "python":
             raise StartError("protobuf runs in pure Python here, which is too slow to serve; install its compiled form")
         self._config = config
+        self._host = host
+        self.directory = directory if directory is not None else SingleReplica()
+        self._draining = False
         self._device = _device(config.device)
         self._threads = (config.threads or _cpus()) if self._device.type == "cpu" else config.threads
         self.name = f"{os.uname().nodename}-{secrets.token_hex(4)}"
@@ -73,30 +77,25 @@ class Replica:
         self._server: grpc.aio.Server | None = None
         self._health: Health | None = None
         self._servicer: Servicer | None = None
+        self._pulse: Pulse | None = None
 
     async def start(self) -> None:
         """Serves from now on; `address` and `metrics_address` are the real ones. StartError where one is taken."""
         config = self._config
-        if config.metrics_address is not None:
-            try:
-                self._listener = MetricsListener(self.metrics, config.metrics_address)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise StartError(f"cannot listen on {config.metrics_address} (--metrics-address): {reason}") from None
-            self.metrics_address = self._listener.address
-        server = grpc.aio.server(options=_options(config))
+        self._listener = listen(self.metrics, config.metrics_address, self.directory.seats)
+        self.metrics_address = self._listener.address if self._listener else None
+        server = grpc.aio.server(options=options(config.max_message_bytes))
         try:
-            port = server.add_insecure_port(str(config.address))
-        except RuntimeError:
+            self.address = await bind(server, config.address)
+        except StartError:
             self._close_listener()
-            raise StartError(f"cannot listen on {config.address} (--address): {await _why_not(config.address)}") from None
-        self.address = Address(config.address.host, port)
+            raise
         self._servicer = Servicer(
             self.admission,
             self._engine,
             self.metrics,
             capabilities=self._capabilities(),
-            directory=SingleReplica(self._seat),
+            directory=self.directory,
             stall_timeout=config.stall_timeout,
         )
         handlers: dict[service.Method[Any, Any], Callable[..., Any]] = {
@@ -104,7 +103,7 @@ class Replica:
             service.GET_CAPABILITIES: self._servicer.get_capabilities,
             service.LOCATE: self._servicer.locate,
         }
-        server.add_generic_rpc_handlers((service.generic_handler(handlers),))
+        server.add_generic_rpc_handlers((service.generic_handler(handlers), *self.directory.handlers()))
         self._health = Health(server, (service.SERVICE,))
         names = (service.SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -112,10 +111,22 @@ class Replica:
         await self._health.serve()
         await server.start()
         self._server = server
+        await self.directory.join(self.seat)
+        self.metrics.known_replicas.set_function(lambda: len(self.directory.seats()))
         if google_crc32c.implementation == "python":
             text = "google-crc32c runs in pure Python here, a hundred times slower; install its compiled form"
             logs.event("slow_checksums", level="warning", text=text)
         logs.event("ready", address=str(self.address), device=str(self._device), replica=self.name)
+
+    def watch_engine(self) -> None:
+        """From now on an engine that makes no progress takes the replica out, and its next progress back in."""
+        self._pulse = Pulse(self._engine, self.admission, self._paused)
+        self._pulse.start()
+
+    def check(self) -> None:
+        """Raises StuckError where the watched engine has made no progress for so long, or fails so, that it never will."""
+        if self._pulse is not None:
+            self._pulse.check()
 
     def ready_line(self) -> str:
         """One line for people and programs: addresses, device, limits."""
@@ -137,6 +148,7 @@ class Replica:
         """
         if self._health is None or self._servicer is None:
             return True
+        self._draining = True
         self.metrics.draining_ratio.set(1)
         await self._health.drain()
         self._servicer.drain()
@@ -156,6 +168,9 @@ class Replica:
 
     async def stop(self) -> None:
         """Ends what is left and gives everything back."""
+        if self._pulse is not None:
+            await self._pulse.stop()
+        await self.directory.leave()
         if self._server is not None:
             await self._server.stop(_LAST_WORDS)
         await self._engine.close()
@@ -168,9 +183,33 @@ class Replica:
             self._listener.close()
             self._listener = None
 
-    def _seat(self) -> Seat:
-        held = self.admission.bytes_in_flight
-        return Seat(self.name, str(self.address), held, self._config.max_bytes_in_flight)
+    @property
+    def rows(self) -> int:
+        """Rows that wait for the engine or are being computed."""
+        return self._engine.rows
+
+    def seat(self) -> Seat:
+        """This replica as the directory names it."""
+        return Seat(
+            replica=self.name,
+            address=str(self._public(self.address)),
+            bytes_in_flight=self.admission.bytes_in_flight,
+            max_bytes_in_flight=self._config.max_bytes_in_flight,
+            queued_rows=self._engine.rows,
+            metrics_address=str(self._public(self.metrics_address) or ""),
+            serving=not self._draining and (self._pulse is None or self._pulse.beating),
+            draining=self._draining,
+        )
+
+    def _public(self, address: Address | None) -> Address | None:
+        """What others reach that address by."""
+        if address is None or self._host is None or address.host not in _EVERYWHERE:
+            return address
+        return Address(self._host, address.port)
+
+    async def _paused(self, paused: bool) -> None:
+        if self._health is not None and not self._draining:
+            await self._health.serve(not paused)
 
     def _capabilities(self) -> Capabilities:
         device = self._device
@@ -183,7 +222,7 @@ class Replica:
             max_bytes_in_flight=self._config.max_bytes_in_flight,
             max_message_bytes=self._config.max_message_bytes,
             chunk_bytes=CHUNK_BYTES,
-            metrics_address=str(self.metrics_address or ""),
+            metrics_address=str(self._public(self.metrics_address) or ""),
             features=FEATURES,
             scorers=tuple(catalogue.SCORERS),
             budget_allocations=tuple(catalogue.BUDGETS),
@@ -211,33 +250,6 @@ def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-async def _why_not(address: Address) -> str:
-    """Why nothing can listen there, as far as it can be told: gRPC does not say."""
-    try:
-        await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
-    except (OSError, UnicodeError):
-        return "there is no such host"
-    return "the port is taken, or the address is not of this machine"
-
-
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    """gRPC's settings: its defaults let a frozen caller hold a call for a minute, and any caller open what it likes."""
-    return [
-        ("grpc.so_reuseport", 0),  # else a second server on the same port starts, and takes half of the calls
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.http2.bdp_probe", 0),  # else each call that waits for room has 10 MiB and more of its messages buffered
-        ("grpc.max_concurrent_streams", 100),
-        ("grpc.max_allowed_incoming_connections", 1024),
-        ("grpc.server_handshake_timeout_ms", 5_000),
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),  # its default of 60 s overrides keepalive_timeout_ms
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a caller that waits may ping, too
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: tensors do not shrink, bombs do
-    ]
 
 
 def _size(size: int) -> str:

@@ -22,7 +22,7 @@ from graphkv.terms.selection import LayerSelection, Summary
 from graphkv_server import logs
 from graphkv_server.admission import Admission
 from graphkv_server.assembler import Assembler
-from graphkv_server.directory import Directory
+from graphkv_server.directory import Directory, write_seats
 from graphkv_server.engine import Engine, Job
 from graphkv_server.metrics import ABANDONED, OK, Metrics
 from graphkv_server.receiving import Receiver
@@ -126,18 +126,7 @@ class Servicer:
     async def locate(self, request: pb.LocateRequest, context: Context) -> pb.LocateResponse:
         """Which replicas to call."""
         async with self._answering("Locate", context):
-            seats = await self._directory.locate(request.group, request.limit)
-            return pb.LocateResponse(
-                replicas=[
-                    pb.Replica(
-                        replica=seat.replica,
-                        address=seat.address,
-                        bytes_in_flight=seat.bytes_in_flight,
-                        max_bytes_in_flight=seat.max_bytes_in_flight,
-                    )
-                    for seat in seats
-                ]
-            )
+            return write_seats(await self._directory.locate(request.group, request.limit))
 
     async def _feed(self, assembler: Assembler, first: pb.SelectRequest, receiver: Receiver, job: Job, encoding: str) -> None:
         """Reads the call's messages; whatever goes wrong ends the job with it."""

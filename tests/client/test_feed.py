@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphkv_client import Graph, InvalidInputError, Policy, _feed
+from graphkv_client import Graph, InvalidInputError, Policy, _puts
 from graphkv_client._feed import Feed
 from graphkv_client._inputs import CallTerms
 from graphkv_client._pieces import Work
@@ -329,8 +329,8 @@ def test_a_layer_a_token_at_a_time(order: Any) -> None:
 
 def test_a_put_costs_the_same_however_many_came(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    joined = _feed._joined
-    monkeypatch.setattr(_feed, "_joined", lambda role, *dims: looked.append(role) or joined(role, *dims))
+    joined = _puts._joined
+    monkeypatch.setattr(_puts, "_joined", lambda role, *dims: looked.append(role) or joined(role, *dims))
     own = feed(layers=1, tokens=500)
     for start in range(499):
         put(own, 0, keys=keys(1), start=start)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from graphkv_client.stream import Exchange
+from graphkv_client._exchange import Exchange
 
 
 class Rpc:

@@ -201,6 +201,7 @@ def test_a_stream_that_was_left_answers_nothing(server: Server, client: Compress
     abandoned = server.outcomes().get("abandoned", 0)
     with client.stream(num_layers=2, policy=POLICY) as stream:
         stream.put(0, **layer_of(prompt, 0))
+        assert wait_until(lambda: server.metric("graphkv_in_flight_requests") == 1)
     for use in (lambda: next(stream), lambda: stream.put(1, **layer_of(prompt, 1))):
         with pytest.raises(InvalidInputError, match="closed"):
             use()

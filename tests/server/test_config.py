@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from graphkv_server.config import Address, ConfigError, ServerConfig, flag, from_arguments, variable
+from graphkv_server.config import Address, ConfigError, ServerConfig, flag, from_arguments, from_values, variable
 
 FIELDS = [entry.name for entry in dataclasses.fields(ServerConfig)]
 
@@ -138,3 +138,37 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         settings("--version")
     assert "1.2.3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--ray"], True), (["--ray", "--replicas", "2"], True), (["--ray", "false"], False), ([], False)],
+    ids=["alone", "before another", "false", "left out"],
+)
+def test_a_flag_that_stands_alone_is_true(arguments: list[str], expected: bool) -> None:
+    assert settings(*arguments).ray is expected
+    assert settings(*arguments, GRAPHKV_RAY="yes").ray is (expected or not arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("ray", "maybe"), ("replicas", "0"), ("replica_gpus", "1.5"), ("replica_gpus", "-1")]
+)
+def test_bad_settings_of_many_replicas_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag(name)} is {text!r}"):
+        settings(flag(name), text)
+
+
+def test_the_most_replicas_are_no_fewer_than_the_fewest() -> None:
+    assert settings("--replicas", "2", "--max-replicas", "2").max_replicas == 2
+    with pytest.raises(ConfigError, match="max_replicas is 1; it must be 0 or at least replicas, 2"):
+        settings("--replicas", "2", "--max-replicas", "1")
+
+
+def test_settings_as_a_config_file_has_them() -> None:
+    assert from_values({"grace": 7, "address": "[::1]:0", "max_bytes_in_flight": "2MiB"}) == ServerConfig(
+        grace=7.0, address=Address("::1", 0), max_bytes_in_flight=2**21
+    )
+    with pytest.raises(ConfigError, match=r"graces is set, .*known are .*grace,"):
+        from_values({"graces": 7})
+    with pytest.raises(ConfigError, match="grace is '-1'; it must be seconds, at least 0"):
+        from_values({"grace": -1})

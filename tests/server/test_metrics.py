@@ -10,7 +10,7 @@ from prometheus_client import Counter
 
 from graphkv.terms.errors import Reason
 
-UNITS = ("seconds", "bytes", "ratio", "rows", "requests", "info")
+UNITS = ("seconds", "bytes", "ratio", "rows", "requests", "replicas", "info")
 
 
 @pytest.mark.parametrize("line", TABLE, ids=lambda line: line.name)
@@ -54,14 +54,14 @@ def test_two_replicas_count_apart() -> None:
 
 def test_the_listener_serves_them_on_a_free_port_and_gives_it_back() -> None:
     metrics = Metrics(version="1.2", device="cpu")
-    listener = MetricsListener(metrics, Address("127.0.0.1", 0))
+    listener = MetricsListener(metrics.registry, Address("127.0.0.1", 0), list)
     try:
         with pytest.raises(OSError, match="in use"):
-            MetricsListener(metrics, listener.address)
+            MetricsListener(metrics.registry, listener.address, list)
         text = urllib.request.urlopen(f"http://{listener.address}/metrics").read().decode()
     finally:
         listener.close()
     assert 'graphkv_build_info{device="cpu",version="1.2"} 1.0' in text
     assert "process_resident_memory_bytes" in text
     assert "_created" not in text
-    MetricsListener(metrics, listener.address).close()
+    MetricsListener(metrics.registry, listener.address, list).close()

@@ -10,7 +10,8 @@ import pytest
 from graphkv_proto import v1 as pb
 from graphkv_server import cli, logs
 from graphkv_server.config import Address, ServerConfig
-from graphkv_server.replica import Replica, StartError
+from graphkv_server.listening import StartError
+from graphkv_server.replica import Replica
 from graphkv_testing.raw import SELECT, RawCall
 
 ANY = Address("127.0.0.1", 0)

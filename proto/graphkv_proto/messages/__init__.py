@@ -7,6 +7,7 @@ microseconds and before any memory is taken. `write_*` is its reverse, without l
 from graphkv_proto.messages.answer import read_layer, read_summary, write_layer, write_summary
 from graphkv_proto.messages.capabilities import read_capabilities, write_capabilities, write_capabilities_request
 from graphkv_proto.messages.header import FEATURES, MINOR, Header, Prompt, read_header, write_header
+from graphkv_proto.messages.locate import Located, read_locate_response, write_locate_request
 from graphkv_proto.messages.policy import read_policy, read_rope, write_policy, write_rope
 from graphkv_proto.messages.tensor import (
     Descriptor,
@@ -25,12 +26,14 @@ __all__ = [
     "Descriptor",
     "End",
     "Header",
+    "Located",
     "Prompt",
     "read_capabilities",
     "read_descriptor",
     "read_end",
     "read_header",
     "read_layer",
+    "read_locate_response",
     "read_policy",
     "read_rope",
     "read_summary",
@@ -41,6 +44,7 @@ __all__ = [
     "write_end",
     "write_header",
     "write_layer",
+    "write_locate_request",
     "write_policy",
     "write_request",
     "write_rope",

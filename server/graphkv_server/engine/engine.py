@@ -30,7 +30,10 @@ _RETRY_AFTER = 1.0
 
 
 class Engine:
-    """Computes on `device`. `max_batch_bytes`: tensor bytes computed together; `select`: the algorithm, for tests."""
+    """Computes on `device`. `max_batch_bytes`: tensor bytes computed together; `select`: the algorithm, for tests.
+
+    `batches`: how many have been computed, whatever came of them.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class Engine:
         self._waiting: list[Unit] = []
         self._wake = threading.Condition()
         self._stopping = False
+        self._computing = 0
+        self.batches = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="graphkv-engine", daemon=True)
 
@@ -68,6 +73,12 @@ class Engine:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
         await asyncio.sleep(0)  # the answers of the last batch are in the loop's queue: let them be delivered
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait or are being computed."""
+        with self._wake:
+            return self._computing + sum(task.rows for task in self._waiting)
 
     def open(self, deadline: float | None = None) -> Job:
         """A job for one call; use it as a context manager."""
@@ -102,7 +113,10 @@ class Engine:
                     if self._stopping:
                         return
                     batch = take_batch(self._waiting, self._max_batch_bytes)
+                    self._computing = sum(task.rows for task in batch)
                 self._run(batch)
+                self._computing = 0
+                self.batches += 1
 
     def _run(self, batch: list[Unit]) -> None:
         started = self._clock()

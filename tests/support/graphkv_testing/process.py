@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -94,14 +94,15 @@ class Server:
 
 
 @contextmanager
-def serve(*flags: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def serve(
+    *flags: str, environment: dict[str, str] | None = None, program: Sequence[str] = ("-m", "graphkv_server.cli")
+) -> Iterator[Server]:
     """A server on free ports, ready; killed and reaped at the end. The caller's own GRAPHKV_ variables do not reach it."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GRAPHKV_")}
     own |= {"PYTHONUNBUFFERED": "1", **(environment or {})}
     command = [
         sys.executable,
-        "-m",
-        "graphkv_server.cli",
+        *program,
         "--address",
         "127.0.0.1:0",
         "--metrics-address",
