@@ -116,7 +116,7 @@ def test_what_serve_build_writes_runs(head: Head) -> None:
     built["grpc_options"] = shipped()["grpc_options"]
     built["applications"][0]["name"] = "graphkv"
     head.deploy(built)
-    assert head.is_running()
+    head.runs()
     assert wait_until(lambda: replicas() == 1, 30)
     given = prompt(1)
     with CompressClient(PROXY) as client:
@@ -125,7 +125,7 @@ def test_what_serve_build_writes_runs(head: Head) -> None:
 
 def test_the_shipped_config_runs_and_the_proxy_passes_everything_on(head: Head) -> None:
     head.deploy(shipped())
-    assert head.is_running()
+    head.runs()
     assert wait_until(lambda: replicas() == 2, 60)
     with grpc.insecure_channel(PROXY) as channel:
         capabilities = service.multicallable(channel, service.GET_CAPABILITIES)(pb.GetCapabilitiesRequest(), timeout=20)
@@ -141,8 +141,8 @@ def test_a_rolling_update_is_not_noticed(head: Head) -> None:
     before = names(head)
     with Traffic() as traffic:
         head.deploy(shipped(settings={**shipped()["applications"][0]["args"]["settings"], "queue_timeout": 7}))
-        assert wait_until(lambda: not before & names(head), 90)
-        assert head.is_running()
+        assert wait_until(lambda: not before & names(head), 200)
+        head.runs()
     assert traffic.failures == []
     assert traffic.calls > 20
     assert wait_until(lambda: replicas() == 2, 20)
@@ -152,11 +152,11 @@ def test_a_broken_update_leaves_the_old_replicas_in_service_and_can_be_put_right
     before = names(head)
     with Traffic() as traffic:
         head.deploy(shipped(settings={**shipped()["applications"][0]["args"]["settings"], "device": "cuda:9"}, start_tries=2))
-        assert wait_until(lambda: head.status() not in ("RUNNING", "DEPLOYING"), 100), head.status()
+        assert wait_until(lambda: head.status() not in ("RUNNING", "DEPLOYING"), 200), head.told()
         assert before <= names(head)
         assert replicas() == 2
         head.deploy(shipped())
-        assert head.is_running()
+        head.runs()
     assert traffic.failures == []
     assert wait_until(lambda: replicas() == 2, 20)
 
@@ -166,7 +166,7 @@ def test_replicas_come_with_a_step_of_load_and_go_after_it(head: Head) -> None:
     args = {"replicas": 1, "max_replicas": 4, "cpus": 0.5, "up_delay": 1.0, "down_delay": 6.0, "target_bytes_ratio": 0.2}
     settings = {**shipped()["applications"][0]["args"]["settings"], "max_bytes_in_flight": "1MiB", "stall_timeout": 400}
     head.deploy(shipped(settings=settings, **args))
-    assert head.is_running()
+    head.runs()
     assert wait_until(lambda: replicas() == 1, 60)
     seen: list[int] = []
     done = threading.Event()
@@ -182,8 +182,8 @@ def test_replicas_come_with_a_step_of_load_and_go_after_it(head: Head) -> None:
     try:
         with Traffic() as traffic:
             with holding(next(iter(located(PROXY).values()))):
-                assert wait_until(lambda: replicas() == 4, 90), seen
-            assert wait_until(lambda: replicas() == 1, 90), seen
+                assert wait_until(lambda: replicas() == 4, 150), seen
+            assert wait_until(lambda: replicas() == 1, 150), seen
         assert traffic.failures == []
     finally:
         done.set()

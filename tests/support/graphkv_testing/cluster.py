@@ -138,13 +138,17 @@ class Head:
 
     def status(self, application: str = "graphkv") -> str:
         """What `serve status` says of the application: RUNNING, DEPLOYING, DEPLOY_FAILED..."""
-        text = self.serve("status", "--address", self.environment["RAY_DASHBOARD_ADDRESS"])
-        found = re.search(rf"^  {application}:\n    status: (\w+)", text, re.MULTILINE)
+        found = re.search(rf"^  {application}:\n    status: (\w+)", self.told(), re.MULTILINE)
         return found[1] if found else ""
 
-    def is_running(self, seconds: float = 90.0) -> bool:
-        """Waits until it runs."""
-        return wait_until(lambda: self.status() == "RUNNING", seconds)
+    def told(self) -> str:
+        """All that `serve status` says."""
+        return self.serve("status", "--address", self.environment["RAY_DASHBOARD_ADDRESS"])
+
+    def runs(self, seconds: float = 200.0) -> None:
+        """Waits until the application runs; RuntimeError with what Serve says where it does not."""
+        if not wait_until(lambda: self.status() == "RUNNING", seconds):
+            raise RuntimeError(self.told())
 
 
 @contextmanager
@@ -189,9 +193,9 @@ def _says(path: Path, text: str) -> bool:
 
 
 @contextmanager
-def serve_many(*flags: str, environment: dict[str, str] | None = None) -> Iterator[Cluster]:
+def serve_many(*flags: str, device: str = "cpu") -> Iterator[Cluster]:
     """`graphkv-serve --ray` on free ports; ended by SIGTERM, so that it takes its cluster down."""
-    with serve("--ray", "--device", "cpu", *flags, environment=environment) as server:
+    with serve("--ray", "--device", device, *flags) as server:
         cluster = Cluster(server)
         try:
             yield cluster
