@@ -1,5 +1,9 @@
-"""One real server process for all tests of the client, and prompts small enough for two cores."""
+"""One real server process for all tests of the client, and prompts small enough for two cores.
 
+With REPLICAS=2 in the environment it is `graphkv-serve --ray` with so many replicas, which the tests reach through Locate.
+"""
+
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +15,12 @@ from graphkv_testing.process import Server, serve
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
+    if replicas := int(os.environ.get("REPLICAS", "0")):
+        from graphkv_testing.many import as_one_server
+
+        with as_one_server(replicas) as many:
+            yield many
+        return
     with serve() as running:
         yield running
 

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -12,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 from graphkv_client import CompressClient
 from graphkv_testing.cluster import Cluster, free_of, located, processes, serve_many
 from graphkv_testing.process import serve, wait_until
@@ -195,3 +198,13 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     thread.join(90)
     assert failure
     assert "did not start" in failure[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpus_that_are_not_there_are_refused() -> None:
+    command = [sys.executable, "-m", "graphkv_server.cli", "--ray", "--replica-gpus", "0.5", "--replicas", "2"]
+    command += ["--address", "127.0.0.1:0", "--metrics-address", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "graphkv-serve: --replica-gpus is 0.5 for 2 replicas, but Ray sees 0 GPUs here" in done.stderr
+    assert done.stdout == ""

@@ -35,6 +35,8 @@ _STORE_BYTES = 80 * 2**20
 """Ray's object store, the least it takes: no tensor passes through it."""
 _LONGEST_FOLDER = 40
 """Characters of a folder below which Ray's sockets still have names that the system takes (107)."""
+_START_TRIES = 3
+"""Replicas that may fail to start before the settings are to blame."""
 _STOP_SECONDS = 20.0
 """Seconds beyond the grace that Serve may take; without its controller or Ray's head it would never come back."""
 _MOST_WATCHED = 256
@@ -72,7 +74,9 @@ class Cluster:
         hurried.cancel()
         if not ended:
             stopping.cancel()
-            logs.event("ray_left", level="error", text="Ray did not end in time: its processes are killed")
+            logs.event(
+                "ray_left", level="error", text="Ray did not end in time; what is left of a cluster of our own is killed"
+            )
         elif (error := stopping.exception()) is not None:
             logs.event("ray_failed", level="error", kind=type(error).__name__, text=str(error))
         if self._own:
@@ -108,12 +112,15 @@ class Cluster:
                     _temp_dir=self._folder,
                     **logging,
                 )
+                _check_gpus(config, ray.cluster_resources().get("GPU", 0.0))
                 loggers.getLogger("ray.serve").setLevel(loggers.WARNING)
                 serve.start(proxy_location="Disabled")
             else:
                 ray.init(address=config.ray_address, **logging)
             self._register = Register(APPLICATION)
             serve.run(app(Arguments(**_arguments(config))), name=APPLICATION, route_prefix=None)
+        except StartError:
+            raise
         except Exception as error:  # Ray has no class of its own for what can go wrong here
             raise StartError(f"Ray cannot run the replicas: {error}") from error
 
@@ -125,6 +132,8 @@ class Cluster:
 
         if self._register is not None:
             self._register.close()
+        if not ray.is_initialized():
+            return
         if self._own:
             serve.shutdown()
         else:
@@ -148,8 +157,16 @@ def _arguments(config: ServerConfig) -> dict[str, Any]:
         "max_replicas": config.max_replicas or None,
         "gpus": config.replica_gpus,
         "cpus": config.replica_cpus,
+        "start_tries": _START_TRIES,
         "settings": settings,
     }
+
+
+def _check_gpus(config: ServerConfig, there: float) -> None:
+    """StartError where the machine has fewer GPUs than the replicas ask for: Ray would wait for more, for ever."""
+    if config.replica_gpus * config.replicas > there + 1e-6:
+        text = f"--replica-gpus is {config.replica_gpus:g} for {config.replicas} replicas, but Ray sees {there:g} GPUs here"
+        raise StartError(text)
 
 
 def _cpus(config: ServerConfig) -> int:

@@ -166,8 +166,10 @@ def ray_head(cpus: int = 8) -> Iterator[Head]:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         current = folder / "ray_current_cluster"
-        started = wait_until(lambda: _says(folder / "output", "Ray runtime started") or process.poll() is not None, 90)
-        if not started or not current.exists():
+        wait_until(
+            lambda: (_says(folder / "output", "Ray runtime started") and current.exists()) or process.poll() is not None, 90
+        )
+        if not current.exists():
             raise RuntimeError(f"ray start: {(folder / 'output').read_text(errors='replace')[-3000:]}")
         environment["RAY_ADDRESS"] = current.read_text().strip()
         yield Head(process, environment, folder)
