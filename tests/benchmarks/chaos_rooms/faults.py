@@ -44,8 +44,9 @@ class Director:
         self.kills = 0
 
     def whole(self, seconds: float = _LONG) -> bool:
-        """Waits until as many replicas are named as there should be, and Serve runs them."""
-        return waited(lambda: len(self._fleet.named()) == self._replicas, seconds) is not None
+        """Waits until as many replicas are named as there should be, and no other starts or drains."""
+        size = self._replicas
+        return waited(lambda: len(self._fleet.named()) == size == len(self._fleet.pids()), seconds) is not None
 
     def do(self, step: str) -> None:
         """One step of the plan."""
@@ -72,6 +73,7 @@ class Director:
 
     def _victims(self, number: int) -> dict[str, int]:
         """Replicas by name, never all that are healthy."""
+        self.whole()
         found = self._fleet.processes()
         number = min(number, len(found) - 1)
         return {name: found[name] for name in self._random.sample(sorted(found), max(0, number))}
