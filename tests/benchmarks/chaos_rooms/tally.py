@@ -118,6 +118,11 @@ class Tally:
             "p99_sent_once": quantile(once, 0.99),
             "replicas_that_answered": len({one.where for one in self.calls if one.where}),
             "rows": self.rows(),
+            "reached": [
+                {"fault": fault.kind, "after": one.start - fault.at, "took": one.end - one.start, "attempts": one.attempts}
+                for fault, reached in zip(self.faults, self.reached(), strict=True)
+                for one in reached
+            ],
             "faults": [asdict(fault) for fault in self.faults],
             "left": list(self.left),
         }
