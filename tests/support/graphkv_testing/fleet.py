@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,11 +27,23 @@ class Fleet:
 
     def start(self, *flags: str) -> Server:
         """One more replica, listed."""
+        return self.start_all(1, *flags)[0]
+
+    def start_all(self, count: int, *flags: str) -> list[Server]:
+        """So many more, at once."""
         path = os.pathsep.join(filter(None, (str(_SUPPORT), os.environ.get("PYTHONPATH", ""))))
         program = ("-m", "graphkv_testing.member", str(self._folder))
-        server = self._stack.enter_context(serve(*self._flags, *flags, program=program, environment={"PYTHONPATH": path}))
-        self.members.append(server)
-        return server
+
+        def started(number: int) -> Server:
+            context = serve(*self._flags, *flags, program=program, environment={"PYTHONPATH": path})
+            server = context.__enter__()
+            self._stack.push(context)
+            return server
+
+        with ThreadPoolExecutor(count) as pool:
+            servers = list(pool.map(started, range(count)))
+        self.members += servers
+        return servers
 
     def unlist(self, server: Server) -> str:
         """The directory notices that it is gone; returns what brings it back."""
@@ -80,6 +93,5 @@ def fleet(count: int, *flags: str) -> Iterator[Fleet]:
     """`count` replicas with these flags; all killed at the end."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         own = Fleet(Path(folder), stack, ("--threads", "1", "--device", "cpu", *flags))
-        for _ in range(count):
-            own.start()
+        own.start_all(count)
         yield own
