@@ -22,9 +22,10 @@ def start(*options: str, **environment: str) -> "subprocess.Popen[str]":
     """The demo, its output in pipes; every process it starts inherits the mark."""
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), *options]
     own = {**os.environ, "DEMO_TEST_MARK": str(os.getpid()), **environment}
-    # a test run in the background ignores Ctrl-C, and its children would inherit that
-    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own, **heeds)
+    # A test run in the background ignores Ctrl-C, and its children would inherit that. Not by preexec_fn, which forks: gRPC's
+    # threads of this process then write into the child's stderr.
+    heeds = ["env", "--default-signal=INT"] if sys.platform == "linux" else []
+    return subprocess.Popen([*heeds, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
 
 
 def demo(*options: str) -> tuple[int, str, str]:

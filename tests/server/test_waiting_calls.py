@@ -44,9 +44,9 @@ def test_who_leaves_after_any_message_is_abandoned(server: Server, name: str) ->
                 never.wait(30)
 
             running = method(upto())
-            held = (lambda: server.metric("graphkv_in_flight_bytes") > 0) if stop > 1 else lambda: True
             assert wait_until(lambda: server.metric("graphkv_in_flight_requests") == 1)
-            assert wait_until(held)
+            if 1 < stop < len(messages) - 1:  # with all layers there it may be answered already, and hold nothing
+                assert wait_until(lambda: server.metric("graphkv_in_flight_bytes") > 0)
             running.cancel()
             never.set()
             assert server.settled()

@@ -186,7 +186,9 @@ def _output(draw: st.DrawFn, name: str, heads: int, tokens: int, *, shared: bool
     """One output as it may be, by its shape and dtype."""
     if name in ("dropped_ranges", "moves"):
         row, token = st.integers(0, heads - 1), st.integers(0, tokens - 1)
-        triples = draw(st.lists(st.tuples(row, st.lists(token, min_size=2, max_size=2).map(sorted)), max_size=4))
+        triples = draw(
+            st.lists(st.tuples(row, st.lists(token, min_size=2, max_size=2).map(sorted)), max_size=min(4, heads * tokens))
+        )
         if name == "moves":
             return np.array([(head, last, first) for head, (first, last) in triples], np.int32).reshape(-1, 3)
         return np.array([(head, first, last + 1) for head, (first, last) in triples], np.int32).reshape(-1, 3)
