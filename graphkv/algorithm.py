@@ -36,6 +36,7 @@ __all__ = [
     "score_layer",
     "select",
     "select_layers",
+    "select_prompt",
     "selection_of",
 ]
 
@@ -109,8 +110,9 @@ def select(
         "positions": positions,
     }
     prompts, batched = prompts_of(inputs, policy=policy, pinned=pinned, rope=rope, layout=layout, outputs=outputs)
+    answers: list[Sequence[Chosen | Part | InvalidInputError]]
     if policy.needs_all_layers:
-        answers = [_together(prompt) for prompt in prompts]
+        answers = [select_prompt(prompt.layers) for prompt in prompts]
     else:
         layers = iter(select_layers([layer for prompt in prompts for layer in prompt.layers]))
         answers = [[next(layers) for _ in prompt.layers] for prompt in prompts]
@@ -153,13 +155,16 @@ def finish(parts: Sequence[Part]) -> Chosen:
     return _shared(joined(parts), None)
 
 
-def _together(prompt: Prompt) -> Sequence[Chosen | Part | InvalidInputError]:
-    """The answers of a prompt none of whose layers can be answered alone."""
-    answers = select_layers(allocate(prompt.layers))
+def select_prompt(layers: Sequence[Layer]) -> Sequence[Chosen | InvalidInputError]:
+    """The answers of one prompt, whatever its policy needs: one a layer, in order, or one alone where they share it.
+
+    Where they share it and some of them are wrong, the errors alone. Raises InvalidInputError as `allocate` does.
+    """
+    answers = select_layers(allocate(layers))
     parts = [answer for answer in answers if isinstance(answer, Part)]
-    if len(parts) == len(answers):
+    if parts and len(parts) == len(answers):
         return [finish(parts)]
-    return [answer for answer in answers if not isinstance(answer, Part)]  # errors, or layers that only waited for budgets
+    return [answer for answer in answers if not isinstance(answer, Part)]
 
 
 def _prepared(layer: Layer, kernels: Kernels | None = None) -> Candidates:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from graphkv.terms.always_kept import Range
-from graphkv.terms.errors import DeadlineError, InternalError, InvalidInputError, OverloadedError, UnavailableError
+from graphkv.terms.errors import DeadlineError, InvalidInputError, OverloadedError, UnavailableError
 from graphkv.terms.needs import naming_values
 from graphkv.terms.selection import LayerSelection
 from graphkv_client._arrays import Answer, Raw, as_torch_reads, is_tensor, torch_module, wait_for
@@ -145,16 +145,10 @@ def _chosen_here(terms: CallTerms, prompt: Unanswered) -> list[LayerSelection]:
             outputs=terms.outputs,
         )
         given = [layer.Layer(plans[place], rope=terms.rope, **tensors(prompt.waiting[place])) for place in places]
-        answers = algorithm.select_layers(algorithm.allocate(given) if terms.policy.needs_all_layers else given)
-        parts = [answer for answer in answers if isinstance(answer, algorithm.Part)]
-        if parts:
-            answers = [algorithm.finish(parts)]
         found = []
-        for place, answer in zip(places, answers, strict=False):  # one answer for all, where they share it
+        for place, answer in zip(places, algorithm.select_prompt(given), strict=False):  # one for all, where they share it
             if isinstance(answer, InvalidInputError):
                 raise answer
-            if isinstance(answer, algorithm.Part):
-                raise InternalError("a part of an answer was taken for one")
             kind = _from_tensor(prompt.waiting[place].answer)
             found.append(algorithm.selection_of(answer, plans[place], prompt.prompt, kind))
     return found

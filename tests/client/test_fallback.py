@@ -216,6 +216,15 @@ def test_the_callers_mistakes_are_raised(server: Server, prompt: dict[str, Any])
                 client.select(**prompt, policy=POLICY)
 
 
+@pytest.mark.parametrize("granularity", ["head", "layer", "model"])
+def test_a_layer_that_is_wrong_is_named_and_never_left_out_of_a_shared_answer(prompt: dict[str, Any], granularity: str) -> None:
+    wrong = {role: array.copy() for role, array in prompt.items()}
+    wrong["keys"][1, 0, 7, 3] = np.nan
+    with client_of() as client, pytest.raises(InvalidInputError, match="layer 1") as caught:
+        client.select(policy=Policy(40, granularity=granularity), **wrong)
+    assert caught.value.reason == "NON_FINITE"
+
+
 def test_a_call_that_is_too_late_is_answered_here(prompt: dict[str, Any]) -> None:
     def silent(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         seen = Seen()
